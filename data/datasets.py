@@ -1,0 +1,62 @@
+"""torch datasets over a list of pictures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from .images import orientation, read_picture
+from .registry import Entry
+from .transforms import augment, pyramid, to_tensor
+
+
+class TrainingCrops(TorchDataset):
+    """One augmented crop a picture: image (3, C, C) uint8, inside (C, C) bool, label (K-1,) float32.
+
+    What is drawn depends on seed, epoch and index alone, so neither workers nor a resumed run change it. An item is asked for
+    as (epoch, index).
+    """
+
+    def __init__(self, entries: Sequence[Entry], labels: np.ndarray, resize_long: tuple[int, int], crop_size: int, seed: int):
+        self.entries, self.labels = entries, labels
+        self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = epoch_and_index
+        rng = np.random.default_rng((self.seed, epoch, index))
+        crop, inside = augment(read_picture(self.entries[index].picture), self.resize_long, self.crop_size, rng)
+        return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(self.labels[index])}
+
+
+class Pyramid(NamedTuple):
+    """A whole picture at every scale, upright."""
+
+    index: int
+    images: list[torch.Tensor]  # (3, H', W') uint8 each
+    label: torch.Tensor  # (K-1,) float32 0/1
+    size: tuple[int, int]  # (H, W) of the upright picture
+    orientation: int  # EXIF orientation of the stored one
+
+    def keys(self) -> torch.Tensor:
+        """(k,) int64, the class ids whose maps are kept: background and the labelled ones."""
+        return torch.cat([torch.ones(1), self.label]).nonzero()[:, 0]
+
+
+class Pyramids(TorchDataset):
+    """Whole pictures at several scales, for inference."""
+
+    def __init__(self, entries: Sequence[Entry], labels: np.ndarray, scales: Sequence[float]):
+        self.entries, self.labels, self.scales = entries, labels, scales
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Pyramid:
+        path = self.entries[index].picture
+        picture = read_picture(path)
+        return Pyramid(index, pyramid(picture, self.scales), torch.from_numpy(self.labels[index]), picture.shape[:2], orientation(path))

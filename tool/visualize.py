@@ -1,0 +1,97 @@
+"""Pictures of results: VOC's palette, overlays, contact sheets and bar charts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+from .files import atomic_write
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def palette() -> np.ndarray:
+    """VOC's colours: (256, 3) uint8; the bits of a class id are dealt out to red, green and blue from the top bit down."""
+    ids = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def colour(label: np.ndarray) -> np.ndarray:
+    """Class ids (H, W) uint8 -> (H, W, 3) uint8 in VOC's colours; 255 is a pale cream."""
+    return palette()[label]
+
+
+def blend(picture: np.ndarray, paint: np.ndarray, share: float = 0.6) -> np.ndarray:
+    """Lay paint over a picture: both (H, W, 3) uint8 -> (H, W, 3) uint8."""
+    return cv2.addWeighted(paint, share, picture, 1 - share, 0)
+
+
+def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
+    """Lay a map (H, W) in [0, 1] over a picture (H, W, 3) uint8 as a heat map."""
+    scaled = (np.clip(activation, 0, 1) * 255).astype(np.uint8)
+    return blend(picture, cv2.applyColorMap(scaled, cv2.COLORMAP_JET)[:, :, ::-1], 0.5)
+
+
+def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, label: torch.Tensor, rows: int = 4) -> np.ndarray:
+    """Crop, CAM and IS-CAM of the first labelled class, a row for each of the first pictures.
+
+    image (B, 3, H, W) uint8, cam and is_cam (B, K, h, w) in [0, 1], label (B, K-1). Returns (rows * H, 3 * W, 3) uint8.
+    """
+    lines = []
+    for i in range(min(rows, len(image))):
+        picture = image[i].permute(1, 2, 0).cpu().numpy()
+        shown = int(label[i].argmax()) + 1
+        maps = [cv2.resize(kind[i, shown].detach().float().cpu().numpy(), picture.shape[1::-1]) for kind in (cam, is_cam)]
+        lines.append(np.hstack([picture, *(heat(picture, one) for one in maps)]))
+    return np.vstack(lines)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row of pictures (H, W, 3) uint8 for every (caption, pictures), under column titles."""
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.4 * len(columns), 1.9 * len(rows)), squeeze=False)
+    for line, (caption, pictures) in zip(axes, rows):
+        for axis, picture in zip(line, pictures):
+            axis.imshow(picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(caption, fontsize=7)
+    for axis, title in zip(axes[0], columns):
+        axis.set_title(title, fontsize=9)
+    _write(figure, path)
+
+
+def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: str, path: Path) -> None:
+    """Write a PNG with one group of bars a class: series name -> one value in percent a class name."""
+    figure, axis = plt.subplots(figsize=(max(5, 0.42 * len(names) + 1), 3.6))
+    width = 0.8 / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, np.nan_to_num(np.array(values, float)), width, label=label)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axis.set_ylabel("IoU, %")
+    axis.set_title(title, fontsize=10)
+    axis.legend(fontsize=8)
+    _write(figure, path)
+
+
+def _write(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+    plt.close(figure)
+
+
+def save_label(path: Path, label: np.ndarray) -> None:
+    """Write class ids (H, W) uint8 as a PNG with VOC's palette."""
+    image = Image.fromarray(label)
+    image.putpalette(palette().tobytes())
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="png")

@@ -1,0 +1,243 @@
+"""Stage 1: train SIPE from image-level tags.
+
+    python train_resnet50_SIPE.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
+
+Reads the pictures and tags of the training list. Writes RUN_DIR/ckpt/final.pth, which make_cam.py reads; RUN_DIR/ckpt/last.pth, from
+which a stopped run goes on; RUN_DIR/tensorboard. Several GPUs: torchrun --nproc_per_node N train_resnet50_SIPE.py ...
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.models import ResNet50_Weights
+from tqdm import tqdm
+
+from data.datasets import Pyramids, TrainingCrops
+from data.images import read_mask, to_stored_frame
+from data.loaders import ResumableBatches, inference_loader, training_loader
+from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.transforms import normalize
+from errors import InputError
+from network.losses import classification_loss, consistency_loss
+from network.sipe import SIPE
+from tool import cam_file, checkpoint, metrics, optim, stage
+from tool.visualize import training_sheet
+
+# a run goes on only with the recipe that it began with
+RECIPE = ("dataset", "list", "weights", "seed", "batch_size", "max_epochs", "crop_size", "resize_long", "lr", "momentum", "wt_dec", "amp")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__, list(DATASETS))
+    parser.add_argument(
+        "--list", "--train_list", help="training pictures: a list's name or a text file (default: the dataset's own, train_aug)"
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        help="start of the backbone: imagenet (torchvision's V1 weights, downloaded once), "
+        "none (every layer and BatchNorm's statistics learn from scratch), or a file with a ResNet-50 state dict in "
+        "torchvision's layout (default imagenet)",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from RUN_DIR/ckpt/last.pth where it is there; --no-resume starts over (default: resume)",
+    )
+    parser.add_argument("--seed", type=int, default=15, help="of weights, order and augmentation (default 15)")
+    parser.add_argument("--batch_size", type=int, default=16, help="pictures a step, all processes together (default 16)")
+    parser.add_argument("--max_epochs", "--max_epoches", type=int, default=5, help="times that every picture is seen (default 5)")
+    parser.add_argument("--crop_size", type=int, default=512, help="side of the training crop, pixels, best a multiple of 16 (default 512)")
+    parser.add_argument(
+        "--resize_long",
+        type=int,
+        nargs=2,
+        default=[320, 640],
+        metavar=("MIN", "MAX"),
+        help="range of the random long side before the crop, pixels (default 320 640)",
+    )
+    parser.add_argument(
+        "--lr", type=float, default=0.1, help="learning rate of the backbone; classifier and side branches take 10 times it (default 0.1)"
+    )
+    parser.add_argument("--momentum", type=float, default=1e-4, help="of SGD; the published numbers have practically none (default 1e-4)")
+    parser.add_argument("--wt_dec", type=float, default=1e-4, help="weight decay (default 1e-4)")
+    parser.add_argument(
+        "--save_every", type=int, default=500, help="save last.pth every so many steps too; 0: only after an epoch (default 500)"
+    )
+    parser.add_argument(
+        "--log_every",
+        "--print_intervals",
+        type=int,
+        default=50,
+        help="steps between scalars in TensorBoard; pictures come 10 times as rarely (default 50)",
+    )
+    parser.add_argument(
+        "--val_list",
+        help="after each epoch, IS-CAM mIoU at one scale on this list. It reads pixel labels, which the method "
+        "does without; nothing is chosen by it (default: off)",
+    )
+    args = parser.parse_args(argv)
+    for flag in ("batch_size", "max_epochs", "crop_size", "log_every"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} is at least 1")
+    if not 1 <= args.resize_long[0] <= args.resize_long[1]:
+        parser.error("--resize_long takes the smallest and the largest side, in this order")
+    return args
+
+
+def build_model(weights: str, num_classes: int) -> SIPE:
+    model = SIPE(num_classes, pretrained=weights != "none")
+    if weights == "imagenet":
+        try:
+            tensors = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"--weights imagenet: torchvision cannot download its weights ({error}); give --weights a file instead"
+            ) from None
+        checkpoint.fill(model.resnet50, tensors, "torchvision's ResNet-50")
+    elif weights != "none":
+        checkpoint.load_backbone(model.resnet50, weights)
+    return model
+
+
+def recipe(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in RECIPE}
+
+
+def read_own(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A checkpoint that this very run wrote. Raises InputError for one of another recipe."""
+    content = checkpoint.read(path)
+    before = content.get("arguments", {})
+    changed = [f"--{name} {before.get(name)} (now {value})" for name, value in recipe(args).items() if before.get(name) != value]
+    if changed:
+        raise InputError(f"{path}: was trained with {', '.join(changed)}; use the same flags, another --run_dir, or --no-resume")
+    return content
+
+
+def restore(content: dict[str, Any], parts: dict[str, Any], path: Path) -> int:
+    """Put every part back to where last.pth has it; returns how many steps are done."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+        torch.set_rng_state(content["rng"])
+        return content["step"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be resumed ({str(error).splitlines()[0]}); use --no-resume to start over") from None
+
+
+def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, schedule, scaler) -> tuple[dict[str, torch.Tensor], Any]:
+    """One step of SGD; returns losses with the gradient norm before clipping, and what the network found."""
+    with run.autocast():
+        found = model(normalize(batch["image"], batch["inside"]), batch["label"], batch["inside"])
+        losses = {"cls": classification_loss(found.score, batch["label"]), "gsc": consistency_loss(found.cam, found.is_cam)}
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(losses["cls"] + losses["gsc"]).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    return {**losses, "grad_norm": norm}, found
+
+
+@torch.no_grad()
+def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float:
+    """mIoU of the IS-CAM at scale 1, in percent; every process takes its share of the pictures."""
+    model.eval()
+    entries = run.shard(entries)
+    matrix = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)
+    loader = inference_loader(Pyramids(entries, dataset.labels(entries), [1.0]), num_workers)
+    for item in tqdm(loader, desc="validation", leave=False, disable=not run.is_main):
+        keys = item.keys()
+        with run.autocast():
+            found = model.localize(normalize(item.images[0][None].to(run.device)), item.label[None].to(run.device))
+        label = cam_file.fuse([found.is_cam[0].cpu()[keys]], item.size, normalize=True).argmax(0).numpy()
+        prediction = keys.numpy()[to_stored_frame(label, item.orientation)]
+        truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
+        matrix += metrics.confusion(truth, prediction, dataset.num_classes)
+    model.train()
+    return metrics.summary(sum(run.gather(matrix)), dataset.class_names)["miou"]
+
+
+def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
+    last, final = run.run_dir / "ckpt/last.pth", run.run_dir / "ckpt/final.pth"
+    if args.resume and final.is_file() and read_own(final, args):
+        return run.say(f"{final} is complete")
+    before = read_own(last, args) if args.resume and last.is_file() else None
+
+    stage.seed_everything(args.seed)
+    model = build_model(args.weights, dataset.num_classes).to(run.device, memory_format=torch.channels_last)
+    epoch_steps = len(entries) // args.batch_size
+    steps = epoch_steps * args.max_epochs
+    optimizer, schedule = optim.poly_sgd(model.backbone_parameters(), model.head_parameters(), args.lr, steps, args.momentum, args.wt_dec)
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    start = restore(before, parts, last) if before else 0
+    parallel = DistributedDataParallel(model) if run.world_size > 1 else model
+    parallel.train()
+
+    about = {"arguments": recipe(args), "class_names": list(dataset.class_names)}
+    crops = TrainingCrops(entries, labels, args.resize_long, args.crop_size, args.seed)
+    batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, start, run.rank, run.world_size)
+    run.say(
+        f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {steps} steps on {run.device}" + f", from step {start}" * bool(start)
+    )
+    validation = dataset.entries(args.val_list) if args.val_list else []
+    if validation:
+        run.say(f"validation reads the pixel labels of {len(validation)} pictures; nothing is chosen by it")
+    writer = SummaryWriter(run.run_dir / "tensorboard", purge_step=start + 1) if run.is_main else None
+    bar = tqdm(training_loader(crops, batches, args.num_workers), initial=start, total=steps, desc="train", disable=not run.is_main)
+    for step, batch in enumerate(bar, start + 1):
+        batch = {name: value.to(run.device, non_blocking=True) for name, value in batch.items()}
+        losses, found = train_step(parallel, batch, run, optimizer, schedule, scaler)
+        epoch, epoch_ends = (step - 1) // epoch_steps + 1, step % epoch_steps == 0
+        if writer and (step == 1 or epoch_ends or step % args.log_every == 0):
+            scalars = {name: value.item() for name, value in losses.items()} | {"lr": schedule.get_last_lr()[0]}
+            scalars["images_per_second"] = (step - start) * args.batch_size / bar.format_dict["elapsed"]
+            bar.set_postfix_str(
+                f"epoch {epoch}, " + ", ".join(f"{name} {scalars[name]:.4g}" for name in ("cls", "gsc", "images_per_second"))
+            )
+            for name, value in scalars.items():
+                writer.add_scalar(f"train/{name}", value, step)
+            if step == 1 or epoch_ends or step % (10 * args.log_every) == 0:
+                sheet = training_sheet(batch["image"], found.cam, found.is_cam, batch["label"])
+                writer.add_image("train/picture_cam_is_cam", sheet, step, dataformats="HWC")
+        if epoch_ends and validation:
+            miou = validate(model, dataset, validation, run, args.num_workers)
+            run.say(f"epoch {epoch}: IS-CAM mIoU {miou:.2f} at one scale (from pixel labels)")
+            if writer:
+                writer.add_scalar("validation/is_cam_miou", miou, step)
+        if run.is_main and (epoch_ends or (args.save_every and step % args.save_every == 0)):
+            progress = {"step": step, "epoch": step // epoch_steps, "rng": torch.get_rng_state()}
+            checkpoint.save(last, about | progress | {name: part.state_dict() for name, part in parts.items()})
+    if writer:
+        writer.close()
+        checkpoint.save(final, about | {"model": model.state_dict()})
+        last.unlink(missing_ok=True)
+    run.say(f"wrote {final}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    dataset = open_dataset(args.dataset, args.dataset_root)
+    args.list = args.list or dataset.spec.train_list
+    entries = dataset.entries(args.list)
+    if len(entries) < args.batch_size:
+        raise InputError(f"--list {args.list}: {len(entries)} pictures do not fill a batch; use --batch_size {len(entries)} or less")
+    labels = dataset.labels(entries)
+    with stage.start(args) as run:
+        if args.batch_size % run.world_size:
+            raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {run.world_size} processes; choose one that is")
+        train(args, run, dataset, entries, labels)
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(main))
