@@ -116,7 +116,7 @@ def draw_sheet(scores: dict[str, float], entries: list[Entry], run: stage.Stage,
         rows.append(
             (
                 f"{name}\nmIoU {scores[name]:.1f}",
-                [picture, *(visualize.blend(picture, visualize.colour(label)) for label in labels.values())],
+                [picture, *(visualize.overlay(picture, label) for label in labels.values())],
             )
         )
     visualize.contact_sheet(rows, columns, run.run_dir / "eval_cam_sheet.png")

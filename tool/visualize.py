@@ -25,20 +25,16 @@ def palette() -> np.ndarray:
     return colours
 
 
-def colour(label: np.ndarray) -> np.ndarray:
-    """Class ids (H, W) uint8 -> (H, W, 3) uint8 in VOC's colours; 255 is a pale cream."""
-    return palette()[label]
-
-
-def blend(picture: np.ndarray, paint: np.ndarray, share: float = 0.6) -> np.ndarray:
-    """Lay paint over a picture: both (H, W, 3) uint8 -> (H, W, 3) uint8."""
-    return cv2.addWeighted(paint, share, picture, 1 - share, 0)
+def overlay(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Paint class ids (H, W) uint8 in VOC's colours over a picture (H, W, 3) uint8; the background stays as it is."""
+    painted = cv2.addWeighted(palette()[label], 0.65, picture, 0.35, 0)
+    return np.where(label[..., None] == 0, picture, painted)
 
 
 def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """Lay a map (H, W) in [0, 1] over a picture (H, W, 3) uint8 as a heat map."""
     scaled = (np.clip(activation, 0, 1) * 255).astype(np.uint8)
-    return blend(picture, cv2.applyColorMap(scaled, cv2.COLORMAP_JET)[:, :, ::-1], 0.5)
+    return cv2.addWeighted(cv2.applyColorMap(scaled, cv2.COLORMAP_JET)[:, :, ::-1], 0.5, picture, 0.5, 0)
 
 
 def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, label: torch.Tensor, rows: int = 4) -> np.ndarray:
@@ -55,9 +51,11 @@ def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor,
     return np.vstack(lines)
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path) -> None:
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path, dpi: int = 130) -> None:
     """Write a PNG with a row of pictures (H, W, 3) uint8 for every (caption, pictures), under column titles."""
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.4 * len(columns), 1.9 * len(rows)), squeeze=False)
+    tallness = max(picture.shape[0] / picture.shape[1] for _, pictures in rows for picture in pictures)
+    size = (2.2 * len(columns), 2.2 * min(tallness, 1.2) * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
     for line, (caption, pictures) in zip(axes, rows):
         for axis, picture in zip(line, pictures):
             axis.imshow(picture)
@@ -66,7 +64,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Seq
         line[0].set_ylabel(caption, fontsize=7)
     for axis, title in zip(axes[0], columns):
         axis.set_title(title, fontsize=9)
-    _write(figure, path)
+    _write(figure, path, dpi)
 
 
 def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: str, path: Path) -> None:
@@ -82,10 +80,10 @@ def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: s
     _write(figure, path)
 
 
-def _write(figure: plt.Figure, path: Path) -> None:
-    figure.tight_layout()
+def _write(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
+    figure.tight_layout(pad=0.4)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=dpi)
     plt.close(figure)
 
 

@@ -1,0 +1,151 @@
+"""Seeds, prototypes and activations: worked values, agreement with the authors' program, invariances."""
+
+import numpy as np
+import pytest
+import torch
+
+from network.prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes
+
+
+def random_case(batch=2, classes=4, channels=6, height=5, width=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    cam = torch.rand(batch, classes, height, width, generator=generator)
+    features = torch.randn(batch, channels, height, width, generator=generator)
+    return cam, features, torch.ones_like(cam)
+
+
+def broadcast_seeds(cam, features, valid, background_scale=0.5):
+    """The same formula written out with its (B, K, N, N) tensors."""
+    classes = cam.shape[1]
+    cells = features / (features.norm(dim=1, keepdim=True) + 1e-5)
+    cells = cells.flatten(2)
+    similarity = (cells.transpose(1, 2) @ cells).relu()[:, None]
+    maps = cam.flatten(2)[:, :, None]
+    inter = (similarity * maps).sum(-1)
+    union = similarity.sum(-1) + maps.sum(-1) - inter
+    fit = inter / union
+    fit[:, 0] *= background_scale
+    winner = fit.argmax(1)
+    return torch.stack([winner == k for k in range(classes)], 1).view_as(cam).float() * valid
+
+
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_agrees_with_the_authors_program(shared, dataset):
+    golden = np.load(shared / f"golden/ipe_{dataset}.npz", allow_pickle=False)
+    golden = {name: torch.from_numpy(golden[name]) for name in golden.files}
+    seeds = locate_seeds(golden["cam"], golden["seed_feature"], golden["valid"])
+    prototypes = pool_prototypes(seeds, golden["feature"])
+    assert torch.equal(seeds, golden["seeds"].float())
+    torch.testing.assert_close(prototypes, golden["prototypes"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(activate(prototypes, golden["feature"]), golden["is_cam"], atol=1e-5, rtol=0)
+
+
+def test_peak_normalize_scales_each_map_to_one():
+    maps = torch.tensor([[[2.0, 1.0]], [[0.0, 0.0]]])
+    torch.testing.assert_close(peak_normalize(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]), atol=1e-5, rtol=0)
+
+
+def test_background_is_what_no_class_claims():
+    cam = torch.tensor([0.2, 0.7]).view(1, 2, 1, 1)
+    torch.testing.assert_close(add_background(cam).flatten(), torch.tensor([0.3, 0.2, 0.7]))
+
+
+def test_seeds_of_two_kinds_of_cells_by_hand():
+    # cells 0 and 1 look alike, cells 2 and 3 look alike; class 1 is active on cell 0 alone, the background on cells 2 and 3
+    features = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]).view(1, 2, 1, 4)
+    cam = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]).view(1, 2, 1, 4)
+    seeds = locate_seeds(cam, features, torch.ones(1, 2, 1, 4))
+    assert seeds.flatten().tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_the_background_needs_twice_the_fit():
+    # a cell that resembles nothing but itself: fit 0.6 / 1 for the background, 0.4 / 1 for the class
+    cam, features = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1), torch.ones(1, 1, 1, 1)
+    assert locate_seeds(cam, features, torch.ones(1, 2, 1, 1)).flatten().tolist() == [0, 1]
+    assert locate_seeds(cam, features, torch.ones(1, 2, 1, 1), background_scale=1).flatten().tolist() == [1, 0]
+
+
+def test_a_cell_won_by_an_absent_class_stays_empty():
+    cam, features = torch.tensor([0.1, 0.2, 0.9]).view(1, 3, 1, 1), torch.ones(1, 1, 1, 1)
+    valid = torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    assert locate_seeds(cam, features, valid).sum() == 0
+
+
+def test_padding_is_never_seeded():
+    cam, features, valid = random_case()
+    valid[..., 3:, :] = 0
+    seeds = locate_seeds(cam * valid, features, valid)
+    assert seeds[..., 3:, :].sum() == 0 and seeds[..., :3, :].sum() == 2 * 3 * 7
+
+
+def test_matrix_products_give_the_seeds_of_the_broadcast_formula():
+    for seed in range(5):
+        case = random_case(classes=7, seed=seed)
+        assert torch.equal(locate_seeds(*case), broadcast_seeds(*case))
+
+
+def test_the_scale_of_features_does_not_matter():
+    cam, features, valid = random_case()
+    seeds = locate_seeds(cam, features, valid)
+    assert torch.equal(seeds, locate_seeds(cam, 100 * features, valid))
+    prototypes = pool_prototypes(seeds, features)
+    torch.testing.assert_close(activate(prototypes, features), activate(50 * prototypes, 100 * features))
+
+
+def test_the_order_of_classes_does_not_matter():
+    cam, features, valid = random_case()
+    order = [0, 3, 1, 2]
+    assert torch.equal(locate_seeds(cam, features, valid)[:, order], locate_seeds(cam[:, order], features, valid[:, order]))
+
+
+def test_a_mirrored_picture_gets_mirrored_seeds():
+    cam, features, valid = random_case()
+    assert torch.equal(locate_seeds(cam, features, valid).flip(3), locate_seeds(cam.flip(3), features.flip(3), valid))
+
+
+def test_a_prototype_is_the_mean_over_all_cells_and_zero_without_seeds():
+    features = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(1, 1, 2, 2)
+    seeds = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(1, 2, 2, 2)
+    prototypes = pool_prototypes(seeds, features)
+    assert prototypes.flatten().tolist() == [2, 0]
+    assert activate(prototypes, features)[0, 1].abs().sum() == 0
+
+
+def test_activation_is_the_cosine_clipped_at_zero():
+    features = torch.tensor([[1.0, 0.0, -1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]).view(1, 2, 2, 2)
+    is_cam = activate(torch.tensor([[[2.0, 0.0]]]), features)
+    torch.testing.assert_close(is_cam.flatten(), torch.tensor([1.0, 0.0, 0.0, 0.5**0.5]))
+
+
+def test_seeds_carry_no_gradient():
+    cam, features, valid = random_case()
+    assert not locate_seeds(cam.requires_grad_(), features.requires_grad_(), valid).requires_grad
+
+
+def test_autocast_changes_nothing():
+    cam, features, valid = random_case()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seeds = locate_seeds(cam, features, valid)
+        prototypes = pool_prototypes(seeds, features)
+        is_cam = activate(prototypes, features)
+    assert torch.equal(seeds, locate_seeds(cam, features, valid))
+    assert is_cam.dtype == torch.float32 and torch.equal(is_cam, activate(pool_prototypes(seeds, features), features))
+
+
+def test_no_tensor_grows_with_classes_times_cells_squared():
+    """Peak of what the seeds allocate at 8 x 40 classes x 32 x 32 cells stays near one similarity matrix a picture."""
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if torch.is_tensor(result):
+                largest = max(largest, result.numel())
+            return result
+
+    cam, features, valid = random_case(batch=2, classes=40, channels=16, height=16, width=16)
+    with Watch():
+        seeds = locate_seeds(cam, features, valid)
+        activate(pool_prototypes(seeds, features), features)
+    assert 0 < largest <= 2 * 256 * 256

@@ -1,0 +1,188 @@
+"""The network: agreement with the authors' program, what trains and what stays frozen, inference."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.transforms import normalize
+from network.losses import classification_loss, consistency_loss
+from network.resnet50 import ResNet50
+from network.sipe import SIPE, general_cam, release_names
+from tool import checkpoint, optim
+
+
+def tiny_batch(size=64):
+    torch.manual_seed(1)
+    label = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    inside = torch.ones(2, size, size, dtype=torch.bool)
+    inside[1, :, size // 2 :] = False
+    return torch.randn(2, 3, size, size) * inside[:, None], label, inside
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SIPE(4).train()
+
+
+@pytest.fixture(scope="module")
+def reference_run(shared, release_checkpoint):
+    """Four training steps on the reference batch, beside what the authors' program recorded."""
+    golden = np.load(shared / "golden/train_step.npz", allow_pickle=False)
+    golden = {name: golden[name] for name in golden.files}
+    model = SIPE(21).train()
+    checkpoint.load_model(model, release_checkpoint, tuple(map(str, range(21))), release_names)
+    inside, label = torch.from_numpy(golden["inside"]) > 0, torch.from_numpy(golden["label"])
+    image = normalize(torch.from_numpy(golden["image_u8"]).permute(0, 3, 1, 2), inside)
+    optimizer, schedule = optim.poly_sgd(
+        model.backbone_parameters(), model.head_parameters(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4
+    )
+    ours = {"cls": [], "gsc": [], "grad_norm": [], "lr": []}
+    for step in range(4):
+        found = model(image, label, inside)
+        losses = {"cls": classification_loss(found.score, label), "gsc": consistency_loss(found.cam, found.is_cam)}
+        for name, loss in losses.items():
+            ours[name].append(loss.item())
+        if step == 0:
+            ours["first"] = found
+        if step < 3:
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            if step == 0:
+                ours["norms"] = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+            ours["grad_norm"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+            ours["lr"].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+    return ours, golden
+
+
+def test_first_step_agrees_with_the_authors_program(reference_run):
+    ours, golden = reference_run
+    first = ours["first"]
+    assert torch.equal(first.seeds, torch.from_numpy(golden["seeds"]).float())
+    for name, value in (("score", first.score), ("cam", first.cam), ("is_cam_raw", first.is_cam)):
+        torch.testing.assert_close(value, torch.from_numpy(golden[name]), atol=1e-5, rtol=1e-5)
+    for name in ("cls", "gsc"):
+        assert ours[name][0] == pytest.approx(golden[name][0], rel=1e-5)
+
+
+def test_gradients_agree_with_the_authors_program(reference_run):
+    ours, golden = reference_run
+    assert ours["norms"].keys() == set(golden["grad_names"].tolist())
+    for name, norm in zip(golden["grad_names"], golden["grad_norms"]):
+        assert ours["norms"][name] == pytest.approx(norm, rel=1e-3), name
+    assert ours["grad_norm"] == pytest.approx(golden["grad_norm"], rel=1e-3)
+    assert ours["lr"] == pytest.approx(golden["lr_backbone"])
+
+
+def test_losses_after_steps_agree_with_the_authors_program(reference_run):
+    """Within 1e-3 of the loss that is minimised. The classification loss alone falls to 1 % of it within two steps."""
+    ours, golden = reference_run
+    total = golden["cls"] + golden["gsc"]
+    assert np.add(ours["cls"], ours["gsc"]) == pytest.approx(total, rel=1e-3)
+    assert ours["gsc"] == pytest.approx(golden["gsc"], rel=1e-3)
+    assert np.abs(ours["cls"] - golden["cls"]).max() <= 1e-3 * total.min()
+
+
+def test_the_grid_has_stride_16(model):
+    found = model(*tiny_batch())
+    assert found.cam.shape == found.is_cam.shape == found.seeds.shape == (2, 4, 4, 4)
+    assert found.score.shape == (2, 3)
+
+
+def test_maps_are_masked_by_label_and_padding(model):
+    found = model(*tiny_batch())
+    for maps in (found.cam, found.seeds):
+        assert maps[0, 2].abs().sum() == 0 and maps[1, (1, 3)].abs().sum() == 0
+        assert maps[1, :, :, 2:].abs().sum() == 0
+
+
+def test_only_layer3_layer4_and_the_heads_train(model):
+    found = model(*tiny_batch())
+    label = tiny_batch()[1]
+    (classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)).backward()
+    trained = {name.removeprefix("resnet50.").split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    assert trained == {"layer3", "layer4", "classifier", "side1", "side2", "side3", "side4"}
+
+
+def test_consistency_trains_the_side_branches_through_the_is_cam_alone(model):
+    classification_loss(model(*tiny_batch()).score, tiny_batch()[1]).backward()
+    assert all(getattr(model, f"side{i}").weight.grad is None for i in range(1, 5))
+    model.zero_grad()
+
+
+def test_no_graph_below_layer3(model):
+    layer1, layer2, layer3, _ = model.resnet50(torch.randn(1, 3, 32, 32))
+    assert not layer1.requires_grad and not layer2.requires_grad and layer3.requires_grad
+
+
+def test_pretrained_statistics_stay_frozen_in_training(model):
+    before = model.resnet50.layer4[2].bn3.running_mean.clone()
+    model.train()(*tiny_batch())
+    assert torch.equal(before, model.resnet50.layer4[2].bn3.running_mean)
+
+
+def test_from_scratch_everything_trains_and_statistics_are_learned():
+    torch.manual_seed(0)
+    model = SIPE(4, pretrained=False).train()
+    before = model.resnet50.bn1.running_mean.clone()
+    image, label, inside = tiny_batch()
+    classification_loss(model(image, label, inside).score, label).backward()
+    assert model.resnet50.conv1.weight.grad.abs().sum() > 0
+    assert not torch.equal(before, model.resnet50.bn1.running_mean)
+
+
+def test_bf16_autocast_trains(model):
+    image, label, inside = tiny_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(image, label, inside)
+        loss = classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)
+    loss.backward()
+    assert found.cam.dtype == found.is_cam.dtype == torch.float32 and torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+
+
+def test_a_mirrored_picture_gets_mirrored_maps(model):
+    model.eval()
+    image, label = torch.randn(1, 3, 64, 48), torch.tensor([[1.0, 0.0, 1.0]])
+    straight, mirrored = model.localize(image, label), model.localize(image.flip(3), label)
+    torch.testing.assert_close(straight.cam, mirrored.cam.flip(3), atol=1e-4, rtol=0)
+    model.train()
+
+
+def test_inference_lets_absent_classes_compete_and_gives_them_nothing(model):
+    model.eval()
+    found = model.localize(torch.randn(1, 3, 64, 64), torch.tensor([[1.0, 0.0, 0.0]]))
+    assert found.cam[0, 2:].abs().sum() > 0  # not masked by the label
+    assert found.seeds[0, 2:].sum() == 0 and found.is_cam[0, 2:].sum() == 0
+    model.train()
+
+
+def test_batched_inference_equals_one_picture_at_a_time(model):
+    model.eval()
+    image, label = torch.randn(2, 3, 32, 48), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    both = model.localize(image, label)
+    for i in range(2):
+        one = model.localize(image[i : i + 1], label[i : i + 1])
+        torch.testing.assert_close(both.is_cam[i : i + 1], one.is_cam, atol=1e-4, rtol=0)
+    model.train()
+
+
+def test_general_cam_by_hand():
+    logits = torch.tensor([[2.0, -1.0], [1.0, 4.0]]).view(1, 2, 1, 2)
+    expected = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.25, 1.0]]).view(1, 3, 1, 2)
+    torch.testing.assert_close(general_cam(logits), expected, atol=1e-5, rtol=0)
+
+
+def test_the_authors_checkpoints_have_964_names():
+    names = [alias for name in SIPE(21).state_dict() for alias in release_names(name)]
+    assert len(names) == len(set(names)) == 964
+    assert {"resnet50.conv1.weight", "stage0.0.weight", "backbone.0.0.weight", "side1.weight", "newly_added.0.weight"} <= set(names)
+
+
+def test_train_returns_the_module():
+    backbone = ResNet50()
+    assert backbone.train() is backbone and not backbone.layer3[0].bn1.training

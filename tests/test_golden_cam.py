@@ -1,0 +1,67 @@
+"""make_cam.py and eval_cam.py on real pictures against the authors' program, through the files they write."""
+
+import json
+
+import numpy as np
+import pytest
+
+import eval_cam
+import make_cam
+from tool import cam_file
+
+
+def write_list(path, names):
+    path.write_text("\n".join(names) + "\n")
+    return str(path)
+
+
+def make(tmp_path, voc_subset, checkpoint, names, scales):
+    listed = write_list(tmp_path / "list.txt", names)
+    common = ["--dataset_root", str(voc_subset), "--run_dir", str(tmp_path / "run"), "--list", listed]
+    make_cam.main([*common, "--ckpt", str(checkpoint), "--device", "cpu", "--scales", *map(str, scales)])
+    return common
+
+
+def check_picture(golden, run_dir, name, scales):
+    stored = np.load(cam_file.path_of(run_dir, name), allow_pickle=False)
+    maps = cam_file.load(cam_file.path_of(run_dir, name))
+    assert np.array_equal(maps.keys, golden[f"{name}/keys"])
+    for i, scale in enumerate(scales):
+        for kind in ("is_cam", "cam"):
+            np.testing.assert_allclose(stored[f"{kind}_{i}"], golden[f"{name}/grid_{kind}@{scale}"], atol=1e-3)
+    np.testing.assert_allclose(maps.is_cam[:, ::2, ::2], golden[f"{name}/is_cam"], atol=1.5e-3)
+    assert (maps.keys[maps.is_cam.argmax(0)] == golden[f"{name}/label"]).mean() >= 0.999
+
+
+def test_a_picture_at_small_scales(shared, voc_subset, release_checkpoint, tmp_path):
+    golden, scales = np.load(shared / "golden/cam_train100.npz", allow_pickle=False), [0.5, 0.25, 0.75, 1.0]
+    make(tmp_path, voc_subset, release_checkpoint, ["2010_005805"], scales)
+    check_picture(golden, tmp_path / "run", "2010_005805", scales)
+
+
+@pytest.mark.slow
+def test_three_pictures_at_the_published_scales(shared, voc_subset, release_checkpoint, tmp_path):
+    golden, scales = np.load(shared / "golden/cam_full3.npz", allow_pickle=False), [1.0, 0.5, 1.5, 2.0]
+    names = sorted({key.split("/")[0] for key in golden.files})
+    common = make(tmp_path, voc_subset, release_checkpoint, names, scales)
+    for name in names:
+        check_picture(golden, tmp_path / "run", name, scales)
+    eval_cam.main(common)
+    check_report(shared / "golden/cam_full3.json", tmp_path / "run/eval_cam.json")
+
+
+@pytest.mark.slow
+def test_miou_of_a_hundred_pictures(shared, voc_subset, release_checkpoint, tmp_path):
+    names = (shared / "golden/cam_train100_names.txt").read_text().split()
+    eval_cam.main(make(tmp_path, voc_subset, release_checkpoint, names, [0.5, 0.25, 0.75, 1.0]))
+    check_report(shared / "golden/cam_train100.json", tmp_path / "run/eval_cam.json")
+    sweep = json.loads((shared / "golden/cam_train100_crf.json").read_text())["cam_threshold_sweep"]
+    ours = json.loads((tmp_path / "run/eval_cam.json").read_text())["cam_background_threshold_percent_tuned_on_ground_truth"]
+    for threshold, miou in sweep.items():
+        assert ours[threshold] == pytest.approx(miou, abs=0.05)
+
+
+def check_report(golden, ours):
+    golden, ours = json.loads(golden.read_text()), json.loads(ours.read_text())
+    for kind in ("is_cam", "cam"):
+        assert ours[kind]["miou"] == pytest.approx(golden[kind]["miou_over_classes_in_ground_truth"], abs=0.05)
