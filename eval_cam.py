@@ -45,6 +45,8 @@ class Confusions(TorchDataset):
         entry, classes = self.entries[index], self.dataset.num_classes
         path = cam_file.path_of(self.run.run_dir, entry.name)
         maps = cam_file.load(path)
+        if maps.is_cam is None and maps.cam is None:
+            raise InputError(f"{path}: holds no maps; delete it and run make_cam.py again")
         if maps.keys.max() >= classes:
             raise InputError(
                 f"{path}: holds class {maps.keys.max()}, the dataset has 0..{classes - 1}; use the --dataset that it was made with"
@@ -65,13 +67,17 @@ def label_of(maps: cam_file.CamFile, kind: str) -> np.ndarray:
 
 def evaluate(dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The summed confusion matrices, and every picture's own mIoU of its first kind of map, from all processes."""
-    loader = DataLoader(Confusions(dataset, run.shard(entries), run), batch_size=None, num_workers=num_workers)
+    mine = run.shard(entries)
+    loader = DataLoader(Confusions(dataset, mine, run), batch_size=None, num_workers=num_workers)
     totals, scores = {}, {}
     for index, found in tqdm(loader, desc="evaluation", unit="picture", disable=not run.is_main):
+        found = {kind: matrix.numpy() for kind, matrix in found.items()}  # the loader made tensors of them
         if totals and found.keys() != totals.keys():
             raise InputError(f"{run.run_dir / 'cam'}: some files hold other kinds of map than the rest; run make_cam.py --overwrite")
         totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in found.items()}
-        scores[run.shard(entries)[index].name] = float(np.nanmean(metrics.iou(next(iter(found.values())))))
+        first = next(iter(found.values()))
+        if first.any():  # a mask of 255 alone has no mIoU
+            scores[mine[index].name] = float(np.nanmean(metrics.iou(first)))
     parts = run.gather((totals, scores))
     kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
     return {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}, {
@@ -104,7 +110,7 @@ def print_table(content: dict, dataset: Dataset) -> None:
 
 def draw_sheet(scores: dict[str, float], entries: list[Entry], run: stage.Stage, num_classes: int) -> None:
     """The best and the worst pictures: picture, ground truth, labels from the general CAM and from the IS-CAM."""
-    ranked = sorted(scores, key=scores.get, reverse=True)
+    ranked = sorted((name for name in scores if scores[name] is not None), key=scores.get, reverse=True)
     shown = ranked if len(ranked) <= 2 * SHEET_ROWS else ranked[:SHEET_ROWS] + ranked[-SHEET_ROWS:]
     by_name, rows, columns = {entry.name: entry for entry in entries}, [], []
     for name in shown:
@@ -131,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         totals, scores = evaluate(dataset, entries, run, args.num_workers)
         if not run.is_main:
             return
-        if not totals:
-            raise InputError(f"{run.run_dir / 'cam'}: the files hold no maps; run make_cam.py --overwrite")
+        if not scores:
+            raise InputError(f"--list {list_name}: its masks hold nothing but 255; give pictures with labelled pixels")
         content = report(totals, dataset, list_name, len(entries))
         print_table(content, dataset)
         series = {TITLES[kind]: [content[kind]["iou"][name] for name in dataset.class_names] for kind in TITLES if kind in content}

@@ -7,6 +7,7 @@ RUN_DIR/cam/NAME.npz (see tool/cam_file.py); pictures that have a whole file are
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--maps", nargs="+", choices=("is_cam", "cam"), default=["is_cam", "cam"], help="maps to keep (default both)")
     parser.add_argument(
-        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="make maps again that are there already (default off)"
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="throw away all maps that are there and make them again (default off)",
     )
     args = parser.parse_args(argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
@@ -51,8 +55,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def settle(args: argparse.Namespace, run: stage.Stage) -> None:
     """Note in RUN_DIR/cam/settings.json how the maps are made; maps of other settings must not mix with them."""
     path = run.run_dir / "cam/settings.json"
+    if args.overwrite and run.is_main:
+        shutil.rmtree(path.parent, ignore_errors=True)
+    run.gather(None)  # nobody writes before the old maps are gone
     settings = {"checkpoint": checkpoint.fingerprint(args.ckpt), "scales": args.scales, "maps": sorted(args.maps), "amp": args.amp}
-    if path.is_file() and not args.overwrite:
+    if path.is_file():
         before = files.read_json(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
@@ -84,12 +91,10 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
     with stage.start(args) as run:
         settle(args, run)
-        todo = [
-            i for i, entry in enumerate(entries) if args.overwrite or not cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name))
-        ]
-        run.say(f"{len(entries)} pictures, {len(entries) - len(todo)} done before, on {run.device}")
+        mine = [i for i in run.shard(list(range(len(entries)))) if not cam_file.is_complete(cam_file.path_of(run.run_dir, entries[i].name))]
+        run.say(f"{len(entries)} pictures, {len(mine)} of this process's share to do, on {run.device}")
         model.eval().to(run.device, memory_format=torch.channels_last)
-        make_cams(model, [entries[i] for i in run.shard(todo)], labels[run.shard(todo)], args, run)
+        make_cams(model, [entries[i] for i in mine], labels[mine], args, run)
         run.say(f"wrote {run.run_dir / 'cam'}")
 
 

@@ -27,3 +27,4 @@ launch 1 train_resnet50_SIPE.py "${DATA[@]}" --weights runs/resnet50_imagenet.pt
     --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
 launch 1 make_cam.py "${DATA[@]}" --scales 1.0 0.5
 launch 1 eval_cam.py "${DATA[@]}"
+echo "pictures: runs/demo_data/images; CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; training: tensorboard --logdir $RUN_DIR"

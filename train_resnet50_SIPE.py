@@ -88,6 +88,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("batch_size", "max_epochs", "crop_size", "log_every"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} is at least 1")
+    for flag in ("seed", "lr", "momentum", "wt_dec", "save_every"):
+        if not 0 <= getattr(args, flag) < 2**32:
+            parser.error(f"--{flag} is at least 0, and below 2 to the 32nd")
+    if args.seed < 0:
+        parser.error("--seed is at least 0")
     if not 1 <= args.resize_long[0] <= args.resize_long[1]:
         parser.error("--resize_long takes the smallest and the largest side, in this order")
     return args
@@ -149,7 +154,7 @@ def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, sched
 
 
 @torch.no_grad()
-def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float:
+def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float | None:
     """mIoU of the IS-CAM at scale 1, in percent; every process takes its share of the pictures."""
     model.eval()
     entries = run.shard(entries)
@@ -164,7 +169,7 @@ def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Sta
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
     model.train()
-    return metrics.summary(sum(run.gather(matrix)), dataset.class_names)["miou"]
+    return metrics.miou(sum(run.gather(matrix)))
 
 
 def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
@@ -212,8 +217,8 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
                 writer.add_image("train/picture_cam_is_cam", sheet, step, dataformats="HWC")
         if epoch_ends and validation:
             miou = validate(model, dataset, validation, run, args.num_workers)
-            run.say(f"epoch {epoch}: IS-CAM mIoU {miou:.2f} at one scale (from pixel labels)")
-            if writer:
+            run.say(f"epoch {epoch}: IS-CAM mIoU {miou if miou is None else round(miou, 2)} at one scale (from pixel labels)")
+            if writer and miou is not None:
                 writer.add_scalar("validation/is_cam_miou", miou, step)
         if run.is_main and (epoch_ends or (args.save_every and step % args.save_every == 0)):
             progress = {"step": step, "epoch": step // epoch_steps, "rng": torch.get_rng_state()}

@@ -94,7 +94,7 @@ class Dataset:
             entry = self._entry(fields, f"{path}, line {number}")
             if entry.name in seen:
                 raise InputError(f"{path}, line {number}: {entry.name} stands twice; keep one of the lines")
-            if not entry.picture.is_file():
+            if not _is_file(entry.picture):
                 raise InputError(f"{path}, line {number}: there is no picture {entry.picture}; correct the list or the dataset root")
             seen.add(entry.name)
             entries.append(entry)
@@ -115,9 +115,9 @@ class Dataset:
 
     def _list_path(self, list_name: str) -> Path:
         own = self.root / self.spec.list_file.format(list_name)
-        if not list_name.startswith("/") and ".." not in list_name and own.is_file():
+        if not list_name.startswith("/") and ".." not in list_name and _is_file(own):
             return own
-        if Path(list_name).is_file():
+        if _is_file(Path(list_name)):
             return Path(list_name)
         raise InputError(f"{own}: there is no such list, nor a file {list_name}; give --list a name or a text file")
 
@@ -131,7 +131,14 @@ class Dataset:
         if len(fields) == 2:
             picture, mask = (self.root / field.lstrip("/") for field in fields)
             return Entry(picture.stem, picture, mask)
-        raise InputError(f"{where}: expected a picture name, or a picture's and a mask's path, not '{' '.join(fields)}'")
+        raise InputError(f"{where}: expected a picture name, or a picture's and a mask's path, not '{' '.join(fields)}'; correct the line")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def open_dataset(name: str, root: str | Path) -> Dataset:
@@ -190,9 +197,17 @@ def _open_folder(root: Path) -> Dataset:
 
 def _folder_tags(dataset: Dataset, names: list[str]) -> list[set[str]]:
     path = dataset.root / "tags.csv"
+    rows = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = {row[0]: {tag.strip() for tag in row[1].split(";") if tag.strip()} for row in csv.reader(file) if len(row) == 2}
+            for number, row in enumerate(csv.reader(file), 1):
+                if not row:
+                    continue
+                if len(row) != 2 or row[0].strip() in rows:
+                    raise InputError(
+                        f"{path}, line {number}: expected name,class;class with each name once, not '{','.join(row)}'; correct it"
+                    )
+                rows[row[0].strip()] = {tag.strip() for tag in row[1].split(";") if tag.strip()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); {FOLDER.advice}") from None
     return [rows.get(name, set()) for name in names]

@@ -47,7 +47,7 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
         similarity = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
         inter = torch.einsum("bkj,bji->bki", maps, similarity)
         union = similarity.sum(1).unsqueeze(1) + maps.sum(2, keepdim=True) - inter
-        fit = inter / union
+        fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale
         seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
         return seeds.view_as(cam) * valid

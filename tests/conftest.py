@@ -41,10 +41,8 @@ def release_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-@pytest.fixture
-def tiny_voc(tmp_path: Path) -> Path:
+def build_tiny_voc(root: Path) -> Path:
     """Six pictures of 64x48 in VOC's layout: a cat (left) and a dog (right) as coloured boxes, with masks and tags."""
-    root = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -63,6 +61,18 @@ def tiny_voc(tmp_path: Path) -> Path:
     for list_name in ("train", "train_aug", "val"):
         (root / f"ImageSets/Segmentation/{list_name}.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+@pytest.fixture
+def tiny_voc(tmp_path: Path) -> Path:
+    """A test's own copy of the drawn dataset, to change at will."""
+    return build_tiny_voc(tmp_path / "VOC2012")
+
+
+@pytest.fixture(scope="session")
+def fixed_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One copy of the drawn dataset for all tests that leave it as it is."""
+    return build_tiny_voc(tmp_path_factory.mktemp("voc") / "VOC2012")
 
 
 @pytest.fixture(scope="session")

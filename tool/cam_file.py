@@ -59,7 +59,7 @@ def save(
     """Write a CAM file whole or not at all; is_cam and cam: (k, h, w) in [0, 1] a scale."""
     grids = {f"{kind}_{i}": grid.astype(dtype) for kind, maps in (("is_cam", is_cam), ("cam", cam)) for i, grid in enumerate(maps)}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
+        np.savez_compressed(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
 
 
 def is_complete(path: Path) -> bool:
@@ -89,6 +89,7 @@ def load(path: str | Path) -> CamFile:
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
     names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
     grids = [torch.from_numpy(arrays[name]) for name in names]
-    if any(grid.ndim != 3 or len(grid) != count for grid in grids) or len(size) != 2 or not 0 < size[0] * size[1] < 2**31:
+    fits = len(size) == 2 and min(size) > 0 and size[0] * size[1] < 2**31
+    if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
     return fuse(grids, size, normalize=kind == "is_cam").numpy() if grids else None

@@ -105,7 +105,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _check(tensors: Mapping[str, torch.Tensor], name: str, like: torch.Tensor, path: str | Path) -> None:
-    if name not in tensors or not torch.is_tensor(tensors[name]):
+    if not isinstance(tensors, Mapping) or name not in tensors or not torch.is_tensor(tensors[name]):
         raise InputError(f"{path}: tensor {name} is missing; copy the file again or give another checkpoint")
     if (tensors[name].shape or (1,)) != (like.shape or (1,)):  # old files hold scalars as (1,)
         raise InputError(

@@ -20,12 +20,16 @@ def iou(matrix: np.ndarray) -> np.ndarray:
     return np.where(truth > 0, 100 * inter / np.maximum(union, 1), np.nan)
 
 
+def miou(matrix: np.ndarray) -> float | None:
+    """Mean of `iou` over the classes that the truth shows, in percent; None where every pixel is ignored."""
+    return float(np.nanmean(iou(matrix))) if matrix.any() else None
+
+
 def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict:
-    """What is reported of a confusion matrix, ready for JSON; mIoU is over the classes that the truth shows, in percent."""
-    per_class = iou(matrix)
+    """What is reported of a confusion matrix, ready for JSON; all but the counts in percent."""
     return {
-        "miou": float(np.nanmean(per_class)) if matrix.any() else None,
+        "miou": miou(matrix),
         "pixel_accuracy": float(100 * np.trace(matrix) / matrix.sum()) if matrix.any() else None,
-        "iou": {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, per_class)},
+        "iou": {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, iou(matrix))},
         "confusion": matrix.tolist(),
     }

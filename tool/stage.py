@@ -42,11 +42,18 @@ def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.Argum
         )
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=_count,
         default=min(8, os.cpu_count() or 1),
         help="processes that read pictures, for each GPU; 0 reads in the main process (default: the cores, at most 8)",
     )
     return parser
+
+
+def _count(text: str) -> int:
+    """A flag's whole number from 0 up."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError("is at least 0")
+    return int(text)
 
 
 @dataclass(frozen=True)

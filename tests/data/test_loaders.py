@@ -1,0 +1,112 @@
+"""Batches that a stopped run takes up again, and crops that depend on nothing but their place in the run."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from data.datasets import Pyramids, TrainingCrops
+from data.loaders import ResumableBatches, inference_loader, training_loader
+from data.registry import open_dataset
+
+
+@pytest.fixture
+def crops(tiny_voc) -> TrainingCrops:
+    dataset = open_dataset("voc", tiny_voc)
+    entries = dataset.entries("train")
+    return TrainingCrops(entries, dataset.labels(entries), (24, 48), 32, seed=15)
+
+
+def epochs_of(batches: ResumableBatches) -> list[list[int]]:
+    """The indices of each epoch, in order."""
+    items = itertools.chain.from_iterable(batches)
+    return [[index for _, index in group] for _, group in itertools.groupby(items, key=lambda item: item[0])]
+
+
+def test_each_epoch_sees_each_picture_at_most_once_and_drops_the_rest():
+    epochs = epochs_of(ResumableBatches(10, 4, epochs=3, seed=0))
+    assert [len(epoch) for epoch in epochs] == [8, 8, 8]
+    assert all(len(set(epoch)) == 8 and set(epoch) <= set(range(10)) for epoch in epochs)
+
+
+def test_without_a_rest_each_epoch_sees_every_picture():
+    assert [sorted(epoch) for epoch in epochs_of(ResumableBatches(12, 4, epochs=2, seed=0))] == [list(range(12))] * 2
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    orders = [tuple(epoch) for seed in (0, 1) for epoch in epochs_of(ResumableBatches(12, 4, epochs=3, seed=seed))]
+    assert len(set(orders)) == 6
+
+
+def test_another_rest_is_dropped_each_epoch():
+    seen = set().union(*epochs_of(ResumableBatches(10, 4, epochs=10, seed=0)))
+    assert seen == set(range(10))
+
+
+def test_the_same_seed_gives_the_same_batches_again():
+    batches = ResumableBatches(10, 4, epochs=3, seed=7)
+    assert list(batches) == list(batches) == list(ResumableBatches(10, 4, epochs=3, seed=7))
+
+
+def test_a_resumed_run_sees_the_tail_of_the_whole_one():
+    whole = list(ResumableBatches(10, 4, epochs=3, seed=7))
+    assert len(whole) == 6
+    for start in range(7):
+        rest = ResumableBatches(10, 4, epochs=3, seed=7, start=start)
+        assert len(rest) == 6 - start
+        assert list(rest) == whole[start:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_processes_share_out_each_batch(world_size):
+    whole = list(ResumableBatches(10, 4, epochs=2, seed=7))
+    parts = [list(ResumableBatches(10, 4, epochs=2, seed=7, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert all(len(part) == len(whole) for part in parts)
+    for batch, *shares in zip(whole, *parts):
+        assert sorted(itertools.chain.from_iterable(shares)) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_fewer_pictures_than_a_batch_make_no_step():
+    assert list(ResumableBatches(3, 4, epochs=5, seed=0)) == []
+
+
+def test_a_crop_is_what_its_picture_and_label_say(crops):
+    item = crops[0, 1]
+    assert (item["image"].shape, item["image"].dtype) == ((3, 32, 32), torch.uint8)
+    assert (item["inside"].shape, item["inside"].dtype) == ((32, 32), torch.bool)
+    assert np.array_equal(item["label"], crops.labels[1])
+    assert not item["image"][:, ~item["inside"]].any()
+
+
+def test_a_crop_is_repeatable_and_differs_by_epoch_picture_and_seed(crops):
+    assert torch.equal(crops[2, 1]["image"], crops[2, 1]["image"])
+    other_seed = TrainingCrops(crops.entries, crops.labels, crops.resize_long, crops.crop_size, seed=16)
+    others = [crops[3, 1], crops[2, 2], other_seed[2, 1]]
+    assert not any(torch.equal(crops[2, 1]["image"], other["image"]) for other in others)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_change_nothing(crops):
+    def load(num_workers: int, start: int = 0) -> list[dict[str, torch.Tensor]]:
+        return list(training_loader(crops, ResumableBatches(6, 4, epochs=2, seed=3, start=start), num_workers))
+
+    alone, helped, resumed = load(0), load(1), load(0, start=1)
+    assert len(alone) == len(helped) == 2
+    assert alone[0]["image"].shape == (4, 3, 32, 32)
+    for name in ("image", "inside", "label"):
+        assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, helped))
+        assert torch.equal(alone[1][name], resumed[0][name])
+
+
+def test_inference_sees_whole_pictures_one_at_a_time(tiny_voc):
+    dataset = open_dataset("voc", tiny_voc)
+    entries = dataset.entries("train")
+    items = list(inference_loader(Pyramids(entries, dataset.labels(entries), [1.0, 0.5]), num_workers=0))
+    assert [item.index for item in items] == list(range(6))
+    assert [tuple(image.shape) for image in items[0].images] == [(3, 48, 64), (3, 24, 32)]
+    assert tuple(items[0].size) == (48, 64)
+    assert items[0].orientation == 1
+    assert items[0].keys().tolist() == [0, 8, 12]  # background, cat, dog
+    assert items[1].keys().tolist() == [0, 12]

@@ -1,0 +1,96 @@
+"""Who imports whom, and what no file of the project does."""
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("network", "data", "tool")
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "errors")
+ELSEWHERE = {"tests", "runs"}
+
+
+@functools.cache
+def own_files() -> list[Path]:
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in ELSEWHERE and not path.name.startswith(".")]
+    found = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
+
+
+def imported(path: Path) -> set[str]:
+    """The first part of every module that a file imports anywhere in it; its own package for a relative import."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0] if node.level == 0 else path.parts[-1 - node.level])
+    return found
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+
+
+def keywords(call: ast.Call) -> dict[str | None, str]:
+    return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+def places(breaches: Iterator[tuple[Path, ast.AST]]) -> list[str]:
+    return [f"{path}:{node.lineno}" for path, node in breaches]
+
+
+def test_the_walk_finds_the_project():
+    assert {"network", "data", "tool"} <= {path.parts[0] for path in own_files()}
+    assert {"train_resnet50_SIPE", "make_cam", "eval_cam"} <= set(SCRIPTS)
+    assert imported(Path("make_cam.py")) >= {"torch", *PACKAGES, "errors"}
+    assert imported(Path("tool/cam_file.py")) >= {"numpy", "tool", "errors"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_neither_another_package_nor_a_script(package):
+    strangers = {*PACKAGES, *SCRIPTS} - {package}
+    for path in own_files():
+        if path.parts[0] == package:
+            assert not imported(path) & strangers, path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_stage_script_imports_no_other(script):
+    assert not imported(Path(f"{script}.py")) & set(SCRIPTS)
+
+
+def test_errors_imports_nothing():
+    assert not imported(Path("errors.py"))
+
+
+def test_the_network_leaves_the_device_to_its_caller():
+    in_network = [path for path in own_files() if path.parts[0] == "network"]
+    assert not places((p, call) for p in in_network for call in calls(p) if getattr(call.func, "attr", None) == "cuda")
+
+
+def test_no_array_is_unpickled():
+    assert not places((p, call) for p in own_files() for call in calls(p) if keywords(call).get("allow_pickle", "False") != "False")
+
+
+def test_no_checkpoint_is_unpickled():
+    loads = [(p, call) for p in own_files() for call in calls(p) if ast.unparse(call.func) == "torch.load"]
+    assert loads
+    assert not places((p, call) for p, call in loads if keywords(call).get("weights_only") != "True")
+
+
+def test_nothing_is_unpickled_in_another_way():
+    ways = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.jit.load", "eval", "exec"}
+    assert not places((p, call) for p in own_files() for call in calls(p) if ast.unparse(call.func) in ways)
+
+
+def test_no_flag_is_read_by_bool_which_takes_false_for_true():
+    assert not places((p, call) for p in own_files() for call in calls(p) if keywords(call).get("type") == "bool")

@@ -1,0 +1,339 @@
+"""The whole chain through main([...]) on drawn pictures: train, localize, evaluate; stopped and resumed at will."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_cam
+import make_cam
+import train_resnet50_SIPE as train
+from data.registry import VOC_CLASSES
+from errors import InputError
+from tool import cam_file, checkpoint, stage
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [f"2007_{i:06d}" for i in range(6)]
+STEPS = 6  # two epochs of three batches
+
+
+def call(main, *arguments) -> str:
+    """Call a script's main and return what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([str(argument) for argument in arguments])
+    return printed.getvalue()
+
+
+def data_flags(root: Path, run_dir: Path, num_workers: int = 0) -> list:
+    return ["--dataset_root", root, "--run_dir", run_dir, "--num_workers", num_workers]
+
+
+def training_flags(weights) -> list:
+    small = ["--batch_size", 2, "--crop_size", 64, "--resize_long", 48, 64]
+    return ["--device", "cpu", "--weights", weights, "--max_epochs", 2, *small]
+
+
+def mapping_flags() -> list:
+    return ["--device", "cpu", "--scales", 1.0, 0.5]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_weights(path: Path, other: Path) -> None:
+    ours, theirs = weights_of(path), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def stop_after(patch: pytest.MonkeyPatch, module: ModuleType, name: str, times: int) -> None:
+    """Let a function of a script be called so many times, then press Ctrl-C."""
+    real, count = getattr(module, name), itertools.count(1)
+
+    def stopping(*args, **kwargs):
+        if next(count) > times:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    patch.setattr(module, name, stopping)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """A run directory that goes away with the test: checkpoints are large."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def chain(fixed_voc: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The three stages, one after the other, with the authors' names for two flags: the run directory and what was printed."""
+    run_dir = tmp_path_factory.mktemp("chain") / "run"
+    common = ["--dataset_root", fixed_voc, "--session_name", run_dir, "--num_workers", 0]
+    renamed = ["--max_epoches" if flag == "--max_epochs" else flag for flag in training_flags(tiny_backbone)]
+    printed = {"train": call(train.main, *common, *renamed)}
+    after_training = files_below(run_dir)
+    printed["make_cam"] = call(make_cam.main, *common, *mapping_flags())
+    printed["eval_cam"] = call(eval_cam.main, *common)
+    yield SimpleNamespace(run_dir=run_dir, printed=printed, after_training=after_training, common=common)
+    shutil.rmtree(run_dir)
+
+
+class TestTraining:
+    def test_leaves_the_final_checkpoint_and_no_other(self, chain):
+        assert {name for name in chain.after_training if not name.startswith("tensorboard/")} == {"ckpt/final.pth"}
+        assert f"{STEPS} steps" in chain.printed["train"]
+
+    def test_the_checkpoint_holds_finite_weights_and_what_made_them(self, chain, tiny_backbone):
+        content = torch.load(chain.run_dir / "ckpt/final.pth", weights_only=True)
+        assert all(value.isfinite().all() for value in content["model"].values())
+        assert content["class_names"] == list(VOC_CLASSES)
+        assert content["arguments"]["weights"] == str(tiny_backbone)
+        assert (content["arguments"]["max_epochs"], content["arguments"]["batch_size"]) == (2, 2)
+
+    def test_a_pretrained_backbone_keeps_its_lower_layers_and_statistics(self, chain, tiny_backbone):
+        before = torch.load(tiny_backbone, weights_only=True)
+        after = weights_of(chain.run_dir / "ckpt/final.pth")
+        for name, value in before.items():
+            frozen = name.startswith(("conv1.", "bn1.", "layer1.", "layer2.")) or "running_" in name or "num_batches" in name
+            assert torch.equal(value, after[f"resnet50.{name}"]) == frozen, name
+
+    def test_from_scratch_every_layer_and_the_statistics_learn(self, fixed_voc, run_dir):
+        one_step = ["--batch_size", 6, "--max_epochs", 1]
+        call(train.main, *data_flags(fixed_voc, run_dir), *training_flags("none"), *one_step)
+        stage.seed_everything(15)
+        before = train.build_model("none", len(VOC_CLASSES)).state_dict()
+        after = weights_of(run_dir / "ckpt/final.pth")
+        for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var", "layer1.0.bn1.running_mean", "layer4.2.bn3.bias"):
+            assert not torch.equal(before[f"resnet50.{name}"], after[f"resnet50.{name}"]), name
+        assert after["resnet50.bn1.num_batches_tracked"] == 1
+
+    def test_a_complete_run_is_left_alone(self, chain, tiny_backbone):
+        before = (chain.run_dir / "ckpt/final.pth").stat().st_mtime_ns
+        assert "is complete" in call(train.main, *chain.common, *training_flags(tiny_backbone))
+        assert (chain.run_dir / "ckpt/final.pth").stat().st_mtime_ns == before
+
+    def test_validation_says_that_it_reads_pixel_labels_and_changes_nothing(self, chain, fixed_voc, tiny_backbone, run_dir):
+        printed = call(train.main, *data_flags(fixed_voc, run_dir), *training_flags(tiny_backbone), "--val_list", "val")
+        assert "reads the pixel labels of 6 pictures" in printed
+        assert printed.count("IS-CAM mIoU") == 2
+        assert "pixel labels" not in chain.printed["train"]
+        assert_same_weights(run_dir / "ckpt/final.pth", chain.run_dir / "ckpt/final.pth")
+
+
+class TestResuming:
+    @pytest.mark.parametrize(("num_workers", "save_every", "steps_done"), [(0, 1, 4), (1, 2, 5)])
+    def test_a_stopped_training_ends_with_the_same_weights(
+        self, chain, fixed_voc, tiny_backbone, run_dir, num_workers, save_every, steps_done
+    ):
+        flags = [*data_flags(fixed_voc, run_dir, num_workers), *training_flags(tiny_backbone), "--save_every", save_every]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, train, "train_step", steps_done)
+            call(train.main, *flags)
+        assert not (run_dir / "ckpt/final.pth").exists()
+        saved = steps_done // save_every * save_every
+        assert f"from step {saved}" in call(train.main, *flags)
+        assert_same_weights(run_dir / "ckpt/final.pth", chain.run_dir / "ckpt/final.pth")
+        assert {path.name for path in (run_dir / "ckpt").iterdir()} == {"final.pth"}
+
+    def test_a_killed_training_ends_with_the_same_weights(self, chain, fixed_voc, tiny_backbone, run_dir):
+        flags = [*data_flags(fixed_voc, run_dir), *training_flags(tiny_backbone), "--save_every", 1]
+        command = [sys.executable, str(ROOT / "train_resnet50_SIPE.py"), *map(str, flags)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (run_dir / "ckpt/last.pth").exists():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (run_dir / "ckpt/final.pth").exists()
+        assert "from step" in call(train.main, *flags)
+        assert_same_weights(run_dir / "ckpt/final.pth", chain.run_dir / "ckpt/final.pth")
+        assert {path.name for path in (run_dir / "ckpt").iterdir()} == {"final.pth"}
+
+    def test_without_resume_a_run_starts_over(self, fixed_voc, tiny_backbone, run_dir):
+        checkpoint.save(run_dir / "ckpt/last.pth", {"arguments": {"lr": 0.1}, "step": 1})
+        one_step = ["--batch_size", 6, "--max_epochs", 1, "--lr", 0.05, "--no-resume"]
+        assert "from step" not in call(train.main, *data_flags(fixed_voc, run_dir), *training_flags(tiny_backbone), *one_step)
+        assert torch.load(run_dir / "ckpt/final.pth", weights_only=True)["arguments"]["lr"] == 0.05
+        assert not (run_dir / "ckpt/last.pth").exists()
+
+    def test_stopped_localization_goes_on_and_ends_with_the_same_maps(self, chain, fixed_voc, run_dir):
+        flags = [*data_flags(fixed_voc, run_dir), *mapping_flags(), "--ckpt", chain.run_dir / "ckpt/final.pth"]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, make_cam, "localize", 2)
+            call(make_cam.main, *flags)
+        done = {path: path.stat().st_mtime_ns for path in (run_dir / "cam").glob("*.npz")}
+        assert sorted(path.stem for path in done) == NAMES[:2]
+        call(make_cam.main, *flags)
+        assert all(path.stat().st_mtime_ns == before for path, before in done.items())
+        assert files_below(run_dir) == {"cam/settings.json", *(f"cam/{name}.npz" for name in NAMES)}
+        for name in NAMES:
+            ours, theirs = (np.load(cam_file.path_of(where, name), allow_pickle=False) for where in (run_dir, chain.run_dir))
+            assert ours.files == theirs.files
+            assert all(np.array_equal(ours[array], theirs[array]) for array in ours.files)
+
+
+class TestLocalization:
+    def test_every_picture_has_one_file(self, chain):
+        assert {path.stem for path in (chain.run_dir / "cam").glob("*.npz")} == set(NAMES)
+
+    def test_a_file_holds_the_tagged_classes_at_the_size_of_the_picture(self, chain):
+        for i, name in enumerate(NAMES):
+            maps = cam_file.load(cam_file.path_of(chain.run_dir, name))
+            assert maps.keys.tolist() == ([0, 8, 12] if i % 2 == 0 else [0, 12])
+            assert maps.size == (48, 64)
+            assert maps.is_cam.shape == maps.cam.shape == (len(maps.keys), 48, 64)
+            assert 0 <= min(maps.is_cam.min(), maps.cam.min()) <= max(maps.is_cam.max(), maps.cam.max()) <= 1
+
+    def test_a_second_run_writes_nothing(self, chain):
+        before = {path: path.stat().st_mtime_ns for path in (chain.run_dir / "cam").iterdir()}
+        call(make_cam.main, *chain.common, *mapping_flags())
+        assert {path: path.stat().st_mtime_ns for path in (chain.run_dir / "cam").iterdir()} == before
+
+    def test_overwriting_makes_all_maps_again_with_the_new_settings(self, chain, fixed_voc, tmp_path):
+        flags = [*data_flags(fixed_voc, tmp_path / "run"), "--device", "cpu", "--ckpt", chain.run_dir / "ckpt/final.pth"]
+        listed = tmp_path / "two.txt"
+        listed.write_text("\n".join(NAMES[:2]))
+        call(make_cam.main, *flags, "--list", listed, "--scales", 1.0, 0.5)
+        call(make_cam.main, *flags, "--list", listed, "--scales", 0.5, "--maps", "is_cam", "--overwrite")
+        for name in NAMES[:2]:
+            with np.load(cam_file.path_of(tmp_path / "run", name), allow_pickle=False) as arrays:
+                assert sorted(arrays.files) == ["is_cam_0", "keys", "size"]
+        call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run"), "--list", listed)
+        assert "cam" not in json.loads((tmp_path / "run/eval_cam.json").read_text())
+
+    def test_a_checkpoint_for_other_classes_is_refused(self, chain, fixed_voc, tmp_path):
+        root = tmp_path / "folder"
+        shutil.copytree(fixed_voc / "JPEGImages", root / "images")
+        (root / "classes.txt").write_text("cat\ndog\n")
+        (root / "tags.csv").write_text("".join(f"{name},dog\n" for name in NAMES))
+        (root / "train.txt").write_text("\n".join(NAMES))
+        flags = ["--dataset", "folder", *data_flags(root, tmp_path / "run"), *mapping_flags()]
+        with pytest.raises(InputError, match=r"final\.pth: was trained on 20 classes .* the dataset has 2 \(cat, dog\)"):
+            call(make_cam.main, *flags, "--ckpt", chain.run_dir / "ckpt/final.pth")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_picture_turned_by_exif_gets_the_maps_of_its_upright_twin_in_the_stored_frame(self, chain, tiny_voc, tmp_path):
+        """PIL goes by what a file holds, so that a lossless PNG may be called .jpg."""
+        stored = Image.open(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg").convert("RGB")
+        turned = Image.Exif()
+        turned[0x0112] = 6  # a quarter turn clockwise shows it upright
+        stored.save(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg", format="PNG", exif=turned)
+        stored.transpose(Image.Transpose.ROTATE_270).save(tiny_voc / f"JPEGImages/{NAMES[2]}.jpg", format="PNG")
+        (tmp_path / "two.txt").write_text(f"{NAMES[0]}\n{NAMES[2]}\n")
+        flags = [*data_flags(tiny_voc, tmp_path / "run"), "--list", tmp_path / "two.txt"]
+        call(make_cam.main, *flags, *mapping_flags(), "--ckpt", chain.run_dir / "ckpt/final.pth")
+
+        with np.load(cam_file.path_of(tmp_path / "run", NAMES[0])) as ours, np.load(cam_file.path_of(tmp_path / "run", NAMES[2])) as twin:
+            assert (ours["size"].tolist(), twin["size"].tolist()) == ([48, 64], [64, 48])
+            for kind in ("is_cam_0", "is_cam_1", "cam_0", "cam_1"):
+                np.testing.assert_array_equal(ours[kind], np.rot90(twin[kind], 1, (1, 2)))
+
+        mask = Image.open(tiny_voc / f"SegmentationClass/{NAMES[2]}.png")
+        mask.transpose(Image.Transpose.ROTATE_270).save(tiny_voc / f"SegmentationClass/{NAMES[2]}.png")
+        call(eval_cam.main, *flags)
+        confusion = np.array(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"])
+        assert confusion.sum() == 2 * 48 * 64
+
+
+class TestEvaluation:
+    def test_the_report_says_what_was_measured_on_what(self, chain):
+        content = json.loads((chain.run_dir / "eval_cam.json").read_text())
+        assert (content["list"], content["pictures"]) == ("train", 6)
+        for kind in ("is_cam", "cam"):
+            matrix = np.array(content[kind]["confusion"])
+            assert matrix.shape == (21, 21)
+            assert matrix.sum() == 6 * 48 * 64
+            assert list(content[kind]["iou"]) == list(VOC_CLASSES)
+            measured = {name: iou for name, iou in content[kind]["iou"].items() if iou is not None}
+            assert measured.keys() == {"background", "cat", "dog"}
+            for name, iou in measured.items():
+                k = VOC_CLASSES.index(name)
+                assert iou == pytest.approx(100 * matrix[k, k] / (matrix[k].sum() + matrix[:, k].sum() - matrix[k, k]))
+            assert content[kind]["miou"] == pytest.approx(sum(measured.values()) / 3)
+            assert content[kind]["pixel_accuracy"] == pytest.approx(100 * matrix.trace() / matrix.sum())
+
+    def test_the_threshold_sweep_is_marked_as_tuned(self, chain):
+        content = json.loads((chain.run_dir / "eval_cam.json").read_text())
+        sweep = content["cam_background_threshold_percent_tuned_on_ground_truth"]
+        assert [int(threshold) for threshold in sweep] == list(range(5, 65, 5))
+        assert "tuned on ground truth" in chain.printed["eval_cam"]
+
+    def test_the_table_names_the_classes(self, chain):
+        assert all(name in chain.printed["eval_cam"] for name in (*VOC_CLASSES, "mIoU", "IS-CAM", "general CAM"))
+
+    @pytest.mark.parametrize("name", ["eval_cam.png", "eval_cam_sheet.png"])
+    def test_the_pictures_open(self, chain, name):
+        with Image.open(chain.run_dir / name) as image:
+            image.load()
+            assert min(image.size) > 100
+
+    def test_perfect_maps_score_a_hundred(self, fixed_voc, tmp_path):
+        for name in NAMES:
+            mask = np.asarray(Image.open(fixed_voc / f"SegmentationClass/{name}.png"))
+            keys = np.unique(mask)
+            maps = (mask == keys[:, None, None]).astype(np.float32)
+            cam_file.save(cam_file.path_of(tmp_path / "run", name), keys, mask.shape, is_cam=[maps], cam=[maps])
+        call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run", num_workers=1))
+        content = json.loads((tmp_path / "run/eval_cam.json").read_text())
+        assert content["is_cam"]["miou"] == content["cam"]["miou"] == 100
+
+    def test_a_mask_without_a_counted_pixel_counts_for_nothing(self, tiny_voc, tmp_path):
+        listed = tmp_path / "two.txt"
+        listed.write_text("\n".join(NAMES[:2]))
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(tiny_voc / f"SegmentationClass/{NAMES[0]}.png")
+        for name in NAMES[:2]:
+            maps = np.eye(2, dtype=np.float32)[:, None, :].repeat(2, 1)
+            cam_file.save(cam_file.path_of(tmp_path / "run", name), [0, 12], (48, 64), is_cam=[maps])
+        call(eval_cam.main, *data_flags(tiny_voc, tmp_path / "run"), "--list", listed)
+        assert np.sum(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"]) == 48 * 64
+
+
+@pytest.mark.parametrize("script", [train, make_cam, eval_cam], ids=lambda script: script.__name__)
+def test_help_explains_every_flag(script, monkeypatch, capsys):
+    parsers, parse = [], argparse.ArgumentParser.parse_args
+
+    def keep(parser, *args, **kwargs):
+        parsers.append(parser)
+        return parse(parser, *args, **kwargs)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", keep)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for action in parsers[0]._actions:
+        assert all(flag in printed for flag in action.option_strings)
+        assert action.help and action.help != argparse.SUPPRESS, action.option_strings
+
+
+def test_the_authors_names_of_flags_mean_the_same():
+    theirs = train.parse_args(["--session_name", "here", "--max_epoches", "7"])
+    assert theirs == train.parse_args(["--run_dir", "here", "--max_epochs", "7"])
+    assert make_cam.parse_args(["--session_name", "here"]).ckpt == Path("here/ckpt/final.pth")
+    assert eval_cam.parse_args(["--session_name", "here"]).run_dir == Path("here")
+
+
+def test_a_checkpoint_of_ours_reads_back_as_it_was_written(chain):
+    content = checkpoint.read(chain.run_dir / "ckpt/final.pth")
+    assert content.keys() == {"arguments", "class_names", "model"}

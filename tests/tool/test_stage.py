@@ -1,0 +1,198 @@
+"""What the stage scripts share: devices, folders, processes, and errors in one line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._utils import ExceptionWrapper
+
+from errors import InputError
+from tool import stage
+
+
+def place(rank: int = 0, world_size: int = 1, **more) -> stage.Stage:
+    return stage.Stage(torch.device("cpu"), rank, world_size, Path("runs"), **more)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_auto_is_the_cpu_without_a_gpu(no_gpu):
+    assert stage.choose_device("auto") == torch.device("cpu")
+
+
+def test_auto_is_this_processs_own_gpu(two_gpus):
+    assert stage.choose_device("auto", local_rank=1) == torch.device("cuda:1")
+    assert two_gpus == [torch.device("cuda:1")]
+
+
+def test_a_numbered_gpu_is_that_one_whatever_the_rank(two_gpus):
+    assert stage.choose_device("cuda:0", local_rank=1) == torch.device("cuda:0")
+    assert stage.choose_device("cpu", local_rank=1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "cuda:1000"])
+def test_a_gpu_that_is_not_there_is_refused(no_gpu, name):
+    with pytest.raises(InputError, match=f"^--device {name}: this machine has 0 CUDA devices"):
+        stage.choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:1000"])
+def test_a_number_past_the_last_gpu_is_refused(two_gpus, name):
+    with pytest.raises(InputError, match=f"^--device {name}: this machine has 2 CUDA devices"):
+        stage.choose_device(name)
+    assert two_gpus == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "mps", "meta"])
+def test_other_names_are_refused(name):
+    with pytest.raises(InputError, match=f"^--device {name}: .*; use auto, cpu, cuda or cuda:N$"):
+        stage.choose_device(name)
+
+
+def test_make_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    stage.make_writable(tmp_path / "runs/voc")
+    stage.make_writable(tmp_path / "runs/voc")
+    assert list((tmp_path / "runs/voc").iterdir()) == []
+
+
+def test_make_writable_refuses_a_file_in_the_folders_place(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(InputError, match="cannot be written") as error:
+            stage.make_writable(folder)
+        assert str(error.value).startswith(f"{folder}: ")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_make_writable_refuses_a_folder_that_takes_no_file(tmp_path, monkeypatch):
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
+        stage.make_writable(tmp_path)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_shards_share_out_a_list(world_size):
+    shards = [place(rank, world_size).shard(list("abcde")) for rank in range(world_size)]
+    assert sorted(item for shard in shards for item in shard) == list("abcde")
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_one_process_gathers_its_own_value():
+    assert place().gather({"a": 1}) == [{"a": 1}]
+
+
+def test_only_the_first_process_speaks(capsys):
+    place(rank=0, world_size=2).say("once")
+    place(rank=1, world_size=2).say("twice")
+    assert capsys.readouterr().out == "once\n"
+
+
+def test_autocast_lowers_precision_only_where_asked():
+    factors = torch.ones(2, 2), torch.ones(2, 2)
+    with place().autocast():
+        assert torch.mm(*factors).dtype == torch.float32
+    with place(amp=torch.bfloat16).autocast():
+        assert torch.mm(*factors).dtype == torch.bfloat16
+
+
+def test_start_makes_the_folder_and_reads_the_place_from_torchrun(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    args = argparse.Namespace(run_dir=tmp_path / "run", device="cpu", amp="bf16")
+    with stage.start(args) as run:
+        assert (run.device, run.rank, run.world_size, run.amp) == (torch.device("cpu"), 0, 1, torch.bfloat16)
+        assert run.is_main and run.run_dir.is_dir()
+
+
+def test_a_stage_without_a_device_runs_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with stage.start(argparse.Namespace(run_dir=tmp_path)) as run:
+        assert (run.device, run.amp) == (torch.device("cpu"), None)
+
+
+def test_shared_flags_have_help_and_defaults():
+    parser = stage.parser("doc", ["voc", "folder"])
+    args = parser.parse_args(["--session_name", "runs/old"])  # the authors' name of --run_dir
+    assert (args.dataset, args.run_dir, args.device, args.amp) == ("voc", Path("runs/old"), "auto", "off")
+    assert all(action.help for action in parser._actions)
+    assert not hasattr(stage.parser("doc", ["voc"], device=False).parse_args([]), "device")
+
+
+def test_seeding_repeats_torchs_draws():
+    stage.seed_everything(3)
+    first = torch.rand(3)
+    stage.seed_everything(3)
+    assert torch.equal(first, torch.rand(3))
+
+
+@pytest.fixture
+def program(monkeypatch) -> str:
+    monkeypatch.setattr(sys, "argv", ["/some/folder/make_cam.py", "--flag"])
+    return "make_cam.py"
+
+
+def raiser(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_run_returns_zero_in_silence(program, capsys):
+    assert stage.run(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_run_prints_what_the_user_can_mend_in_one_line(program, capsys):
+    assert stage.run(raiser(InputError("a.jpg: no such picture; correct the list"))) == 2
+    assert capsys.readouterr() == ("", f"{program}: error: a.jpg: no such picture; correct the list\n")
+
+
+@pytest.mark.parametrize("cause", [None, OSError("image file is truncated")])
+def test_run_prints_a_workers_error_in_one_line(program, capsys, cause):
+    def main() -> None:
+        try:
+            raise InputError("a.jpg: not a readable picture; replace it") from cause
+        except InputError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()  # what a DataLoader does, without its process
+
+    assert stage.run(main) == 2
+    assert capsys.readouterr() == ("", f"{program}: error: a.jpg: not a readable picture; replace it\n")
+
+
+def test_run_takes_the_last_of_chained_errors(program, capsys):
+    trace = (
+        "Caught InputError in DataLoader worker process 3.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\nerrors.InputError: first\n\nDuring handling of the above exception, another exception occurred:\n\n'
+        'Traceback (most recent call last):\n  File "y.py", line 2, in g\nerrors.InputError: b.jpg: replace it\n'
+    )
+    assert stage.run(raiser(InputError(trace))) == 2
+    assert capsys.readouterr().err == f"{program}: error: b.jpg: replace it\n"
+
+
+def test_run_says_that_a_stopped_run_goes_on(program, capsys):
+    assert stage.run(raiser(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err.strip() == f"{program}: stopped; the same command goes on from here"
+
+
+def test_run_lets_bugs_through(program):
+    with pytest.raises(ZeroDivisionError):
+        stage.run(raiser(ZeroDivisionError()))
