@@ -75,9 +75,9 @@ def evaluate(dataset: Dataset, entries: list[Entry], run: stage.Stage, num_worke
         if totals and found.keys() != totals.keys():
             raise InputError(f"{run.run_dir / 'cam'}: some files hold other kinds of map than the rest; run make_cam.py --overwrite")
         totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in found.items()}
-        first = next(iter(found.values()))
-        if first.any():  # a mask of 255 alone has no mIoU
-            scores[mine[index].name] = float(np.nanmean(metrics.iou(first)))
+        score = metrics.miou(next(iter(found.values())))
+        if score is not None:
+            scores[mine[index].name] = score
     parts = run.gather((totals, scores))
     kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
     return {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}, {
@@ -90,7 +90,7 @@ def report(totals: dict[str, np.ndarray], dataset: Dataset, list_name: str, pict
     content = {"list": list_name, "pictures": pictures}
     content |= {kind: metrics.summary(totals[kind], dataset.class_names) for kind in TITLES if kind in totals}
     if "cam" in totals:
-        sweep = {str(threshold): metrics.summary(totals[f"cam>{threshold}"], dataset.class_names)["miou"] for threshold in THRESHOLDS}
+        sweep = {str(threshold): metrics.miou(totals[f"cam>{threshold}"]) for threshold in THRESHOLDS}
         content["cam_background_threshold_percent_tuned_on_ground_truth"] = sweep
     return content
 
@@ -110,7 +110,7 @@ def print_table(content: dict, dataset: Dataset) -> None:
 
 def draw_sheet(scores: dict[str, float], entries: list[Entry], run: stage.Stage, num_classes: int) -> None:
     """The best and the worst pictures: picture, ground truth, labels from the general CAM and from the IS-CAM."""
-    ranked = sorted((name for name in scores if scores[name] is not None), key=scores.get, reverse=True)
+    ranked = sorted(scores, key=scores.get, reverse=True)
     shown = ranked if len(ranked) <= 2 * SHEET_ROWS else ranked[:SHEET_ROWS] + ranked[-SHEET_ROWS:]
     by_name, rows, columns = {entry.name: entry for entry in entries}, [], []
     for name in shown:
@@ -133,6 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     list_name = args.list or dataset.spec.eval_list
     entries = dataset.entries(list_name)
+    if not (args.run_dir / "cam").is_dir():
+        raise InputError(f"{args.run_dir / 'cam'}: there are no maps; correct --run_dir or run make_cam.py first")
     with stage.start(args) as run:
         totals, scores = evaluate(dataset, entries, run, args.num_workers)
         if not run.is_main:

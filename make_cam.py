@@ -63,9 +63,7 @@ def settle(args: argparse.Namespace, run: stage.Stage) -> None:
         before = files.read_json(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
-            raise InputError(
-                f"{path}: the maps there were made with another {' and '.join(changed)}; use another --run_dir, or --overwrite"
-            )
+            raise InputError(f"{path}: the maps there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
     elif run.is_main:
         files.write_json(path, settings)
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
@@ -28,6 +27,7 @@ from errors import InputError
 from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE
 from tool import cam_file, checkpoint, metrics, optim, stage
+from tool.journal import Journal
 from tool.visualize import training_sheet
 
 # a run goes on only with the recipe that it began with
@@ -91,8 +91,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("seed", "lr", "momentum", "wt_dec", "save_every"):
         if not 0 <= getattr(args, flag) < 2**32:
             parser.error(f"--{flag} is at least 0, and below 2 to the 32nd")
-    if args.seed < 0:
-        parser.error("--seed is at least 0")
     if not 1 <= args.resize_long[0] <= args.resize_long[1]:
         parser.error("--resize_long takes the smallest and the largest side, in this order")
     return args
@@ -120,7 +118,8 @@ def recipe(args: argparse.Namespace) -> dict[str, Any]:
 def read_own(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A checkpoint that this very run wrote. Raises InputError for one of another recipe."""
     content = checkpoint.read(path)
-    before = content.get("arguments", {})
+    before = content.get("arguments")
+    before = before if isinstance(before, dict) else {}
     changed = [f"--{name} {before.get(name)} (now {value})" for name, value in recipe(args).items() if before.get(name) != value]
     if changed:
         raise InputError(f"{path}: was trained with {', '.join(changed)}; use the same flags, another --run_dir, or --no-resume")
@@ -154,7 +153,7 @@ def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, sched
 
 
 @torch.no_grad()
-def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float | None:
+def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float:
     """mIoU of the IS-CAM at scale 1, in percent; every process takes its share of the pictures."""
     model.eval()
     entries = run.shard(entries)
@@ -169,7 +168,8 @@ def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Sta
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
     model.train()
-    return metrics.miou(sum(run.gather(matrix)))
+    miou = metrics.miou(sum(run.gather(matrix)))
+    return float("nan") if miou is None else miou
 
 
 def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
@@ -186,45 +186,38 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     start = restore(before, parts, last) if before else 0
-    parallel = DistributedDataParallel(model) if run.world_size > 1 else model
-    parallel.train()
-
     about = {"arguments": recipe(args), "class_names": list(dataset.class_names)}
+    parallel = (DistributedDataParallel(model) if run.world_size > 1 else model).train()
+
     crops = TrainingCrops(entries, labels, args.resize_long, args.crop_size, args.seed)
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, start, run.rank, run.world_size)
-    run.say(
-        f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {steps} steps on {run.device}" + f", from step {start}" * bool(start)
-    )
+    origin = f", from step {start}" if start else ""
+    run.say(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {steps} steps on {run.device}{origin}")
     validation = dataset.entries(args.val_list) if args.val_list else []
     if validation:
         run.say(f"validation reads the pixel labels of {len(validation)} pictures; nothing is chosen by it")
-    writer = SummaryWriter(run.run_dir / "tensorboard", purge_step=start + 1) if run.is_main else None
+    journal = Journal(run.run_dir / "tensorboard" if run.is_main else None, start, args.log_every, epoch_steps)
     bar = tqdm(training_loader(crops, batches, args.num_workers), initial=start, total=steps, desc="train", disable=not run.is_main)
     for step, batch in enumerate(bar, start + 1):
         batch = {name: value.to(run.device, non_blocking=True) for name, value in batch.items()}
         losses, found = train_step(parallel, batch, run, optimizer, schedule, scaler)
-        epoch, epoch_ends = (step - 1) // epoch_steps + 1, step % epoch_steps == 0
-        if writer and (step == 1 or epoch_ends or step % args.log_every == 0):
-            scalars = {name: value.item() for name, value in losses.items()} | {"lr": schedule.get_last_lr()[0]}
-            scalars["images_per_second"] = (step - start) * args.batch_size / bar.format_dict["elapsed"]
-            bar.set_postfix_str(
-                f"epoch {epoch}, " + ", ".join(f"{name} {scalars[name]:.4g}" for name in ("cls", "gsc", "images_per_second"))
-            )
-            for name, value in scalars.items():
-                writer.add_scalar(f"train/{name}", value, step)
-            if step == 1 or epoch_ends or step % (10 * args.log_every) == 0:
-                sheet = training_sheet(batch["image"], found.cam, found.is_cam, batch["label"])
-                writer.add_image("train/picture_cam_is_cam", sheet, step, dataformats="HWC")
-        if epoch_ends and validation:
-            miou = validate(model, dataset, validation, run, args.num_workers)
-            run.say(f"epoch {epoch}: IS-CAM mIoU {miou if miou is None else round(miou, 2)} at one scale (from pixel labels)")
-            if writer and miou is not None:
-                writer.add_scalar("validation/is_cam_miou", miou, step)
+        epoch_ends = step % epoch_steps == 0
+        if journal.wants(step):
+            speed = (step - start) * args.batch_size / bar.format_dict["elapsed"]
+            scalars = {name: value.item() for name, value in losses.items()}
+            journal.scalars(step, scalars | {"lr": schedule.get_last_lr()[0], "images/s": speed}, bar)
+        if journal.wants(step, pictures=True):
+            sheet = training_sheet(batch["image"], found.cam, found.is_cam, batch["label"])
+            journal.picture(step, "train/picture_cam_is_cam", sheet)
         if run.is_main and (epoch_ends or (args.save_every and step % args.save_every == 0)):
             progress = {"step": step, "epoch": step // epoch_steps, "rng": torch.get_rng_state()}
             checkpoint.save(last, about | progress | {name: part.state_dict() for name, part in parts.items()})
-    if writer:
-        writer.close()
+        if epoch_ends and validation:
+            miou = validate(model, dataset, validation, run, args.num_workers)
+            run.say(f"after {step // epoch_steps} epochs: IS-CAM mIoU {miou:.2f} at one scale (from pixel labels)")
+            journal.scalar(step, "validation/is_cam_miou", miou)
+    journal.close()
+    if run.is_main:
         checkpoint.save(final, about | {"model": model.state_dict()})
         last.unlink(missing_ok=True)
     run.say(f"wrote {final}")

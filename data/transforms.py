@@ -55,7 +55,7 @@ def pyramid(picture: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    return torch.from_numpy(picture.transpose(2, 0, 1).copy())
 
 
 def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:

@@ -63,8 +63,12 @@ def save(
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a whole file lies there; a cut one has lost its table of contents, which stands at the end."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether a whole CAM file lies there; a cut one has lost its table of contents, which stands at the end."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {"keys.npy", "size.npy"} <= set(file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def load(path: str | Path) -> CamFile:
@@ -75,7 +79,7 @@ def load(path: str | Path) -> CamFile:
     path = Path(path)
     try:
         if path.is_file() and not is_complete(path):
-            raise ValueError("its table of contents is missing")
+            raise ValueError("it is cut or something else")
         with np.load(path, allow_pickle=False) as arrays:
             keys, size = arrays["keys"], tuple(int(side) for side in arrays["size"])
             maps = {kind: _read_maps(arrays, kind, len(keys), size) for kind in ("is_cam", "cam")}
@@ -89,7 +93,7 @@ def load(path: str | Path) -> CamFile:
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
     names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
     grids = [torch.from_numpy(arrays[name]) for name in names]
-    fits = len(size) == 2 and min(size) > 0 and size[0] * size[1] < 2**31
+    fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] < 2**31
     if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
     return fuse(grids, size, normalize=kind == "is_cam").numpy() if grids else None

@@ -33,9 +33,9 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError for a missing or damaged one."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for a missing or damaged one."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and run the stage that writes it again") from None
