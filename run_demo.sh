@@ -9,7 +9,7 @@ RUN_DIR=runs/demo
 SEED=15
 while [ $# -gt 0 ]; do
     case "$1" in
-        --run_dir) RUN_DIR=${2:?"$1 needs a folder"}; shift 2 ;;
+        --run_dir) RUN_DIR=${2:?"run_demo.sh: error: $1 needs a folder"}; shift 2 ;;
         --seed) SEED=${2:?"$1 needs a number"}; shift 2 ;;
         -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "run_demo.sh: error: unknown argument $1; it takes --run_dir DIR and --seed N" >&2; exit 2 ;;

@@ -11,12 +11,13 @@ GPUS=1
 while [ $# -gt 0 ]; do
     case "$1" in
         --dataset_root) DATASET_ROOT=${2:?"$1 needs a folder"}; shift 2 ;;
-        --run_dir) RUN_DIR=${2:?"$1 needs a folder"}; shift 2 ;;
+        --run_dir) RUN_DIR=${2:?"run_voc.sh: error: $1 needs a folder"}; shift 2 ;;
         --gpus) GPUS=${2:?"$1 needs a number"}; shift 2 ;;
         -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "run_voc.sh: error: unknown argument $1; it takes --dataset_root DIR, --run_dir DIR and --gpus N" >&2; exit 2 ;;
     esac
 done
+[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "run_voc.sh: error: --gpus $GPUS: give a number from 1 up" >&2; exit 2; }
 source tool/environment.sh requirements.txt
 source tool/chain.sh
 

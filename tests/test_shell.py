@@ -1,0 +1,89 @@
+"""The chains: what they say without data, which stages they start with what, and what they skip."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STUB = """
+import sys
+from pathlib import Path
+run_dir = Path(sys.argv[sys.argv.index("--run_dir") + 1])
+name = Path(sys.argv[0]).stem
+output = {"train_resnet50_SIPE": "ckpt/final.pth", "make_cam": "cam/settings.json", "eval_cam": "eval_cam.json"}[name]
+if not (run_dir / output).exists() or name == "eval_cam":
+    (run_dir / output).parent.mkdir(parents=True, exist_ok=True)
+    (run_dir / output).write_text("done")
+with open("calls.txt", "a") as file:
+    print(name, *sys.argv[1:], sep="|", file=file)
+"""
+
+
+def bash(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(["bash", *command], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """A copy of the chains with stages that only note how they were called."""
+    for file in ("run_voc.sh", "requirements.txt", "tool/environment.sh", "tool/chain.sh"):
+        (tmp_path / "copy" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, tmp_path / "copy" / file)
+    for stage in ("train_resnet50_SIPE", "make_cam", "eval_cam"):
+        (tmp_path / "copy" / f"{stage}.py").write_text(STUB)
+    return tmp_path / "copy"
+
+
+def calls(chain: Path) -> list[list[str]]:
+    return [line.split("|") for line in (chain / "calls.txt").read_text().splitlines()]
+
+
+def test_without_voc_it_says_what_it_looked_for_and_how_to_get_it(tmp_path):
+    done = bash(REPOSITORY, "run_voc.sh", "--dataset_root", str(tmp_path / "nowhere"), "--run_dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "no JPEGImages in" in done.stderr and "train_aug.txt" in done.stderr and "VOCtrainval_11-May-2012.tar" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--datset_root", "x"], ["--run_dir"]])
+@pytest.mark.parametrize("script", ["run_voc.sh", "run_demo.sh"])
+def test_wrong_arguments_are_refused(script, arguments):
+    done = bash(REPOSITORY, script, *arguments)
+    assert done.returncode != 0 and script in done.stderr
+
+
+@pytest.mark.parametrize("script", ["run_voc.sh", "run_demo.sh"])
+def test_help(script):
+    done = bash(REPOSITORY, script, "--help")
+    assert done.returncode == 0 and f"bash {script} [" in done.stdout
+
+
+def test_stages_run_in_order_and_the_evaluation_once(chain, tiny_voc, tmp_path):
+    arguments = ["run_voc.sh", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "a run")]
+    assert bash(chain, *arguments).returncode == 0
+    common = ["--dataset", "voc", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "a run")]
+    assert calls(chain) == [[stage, *common] for stage in ("train_resnet50_SIPE", "make_cam", "eval_cam")]
+    done = bash(chain, *arguments)
+    assert done.returncode == 0 and "eval_cam.json is complete" in done.stdout
+    assert [call[0] for call in calls(chain)[3:]] == ["train_resnet50_SIPE", "make_cam"]
+
+
+def test_a_number_of_gpus_is_a_number(chain, tiny_voc):
+    done = bash(chain, "run_voc.sh", "--dataset_root", str(tiny_voc), "--gpus", "many")
+    assert done.returncode == 2 and "--gpus many: give a number" in done.stderr and not (chain / "calls.txt").exists()
+
+
+def test_a_failing_stage_ends_the_chain(chain, tiny_voc, tmp_path):
+    (chain / "make_cam.py").write_text("raise SystemExit(2)")
+    assert bash(chain, "run_voc.sh", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "run")).returncode == 2
+    assert [call[0] for call in calls(chain)] == ["train_resnet50_SIPE"]
+
+
+def test_several_gpus_start_several_processes(chain, tiny_voc, tmp_path):
+    assert bash(chain, "run_voc.sh", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "run"), "--gpus", "2").returncode == 0
+    assert sorted(call[0] for call in calls(chain)) == ["eval_cam"] + 2 * ["make_cam"] + 2 * ["train_resnet50_SIPE"]
