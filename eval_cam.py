@@ -8,8 +8,10 @@ CAM also over fixed background thresholds, the best of which is marked as tuned 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -22,6 +24,7 @@ from errors import InputError
 from tool import cam_file, files, metrics, stage, visualize
 
 THRESHOLDS = tuple(range(5, 65, 5))  # percent
+SWEEP = "cam_background_threshold_percent_tuned_on_ground_truth"
 TITLES = {"is_cam": "IS-CAM", "cam": "general CAM"}
 SHEET_ROWS = 4  # best, and as many worst
 
@@ -29,7 +32,7 @@ SHEET_ROWS = 4  # best, and as many worst
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, list(DATASETS), device=False)
     parser.add_argument("--list", help="pictures with masks: a name (train) or a text file (default: the dataset's official training list)")
-    return parser.parse_args(argv)
+    return stage.parse(parser, argv)
 
 
 class Confusions(TorchDataset):
@@ -52,17 +55,12 @@ class Confusions(TorchDataset):
                 f"{path}: holds class {maps.keys.max()}, the dataset has 0..{classes - 1}; use the --dataset that it was made with"
             )
         truth = read_mask(entry.mask, classes, maps.size)
-        found = {kind: metrics.confusion(truth, label_of(maps, kind), classes) for kind in TITLES if getattr(maps, kind) is not None}
+        found = {kind: metrics.confusion(truth, maps.label(kind), classes) for kind in TITLES if getattr(maps, kind) is not None}
         if maps.cam is not None:
             strongest, foreground = maps.cam[1:].max(0), maps.keys[1:][maps.cam[1:].argmax(0)]
             for threshold in THRESHOLDS:
                 found[f"cam>{threshold}"] = metrics.confusion(truth, np.where(strongest > threshold / 100, foreground, 0), classes)
         return index, found
-
-
-def label_of(maps: cam_file.CamFile, kind: str) -> np.ndarray:
-    """Class ids (H, W): the strongest of a picture's maps, its own background map included."""
-    return maps.keys[getattr(maps, kind).argmax(0)].astype(np.uint8)
 
 
 def evaluate(dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -85,14 +83,25 @@ def evaluate(dataset: Dataset, entries: list[Entry], run: stage.Stage, num_worke
     }
 
 
-def report(totals: dict[str, np.ndarray], dataset: Dataset, list_name: str, pictures: int) -> dict:
-    """Everything that eval_cam.json says."""
-    content = {"list": list_name, "pictures": pictures}
-    content |= {kind: metrics.summary(totals[kind], dataset.class_names) for kind in TITLES if kind in totals}
+def report(totals: dict[str, np.ndarray], class_names: tuple[str, ...]) -> dict:
+    """The scores in eval_cam.json."""
+    scores = {kind: metrics.summary(totals[kind], class_names) for kind in TITLES if kind in totals}
     if "cam" in totals:
-        sweep = {str(threshold): metrics.miou(totals[f"cam>{threshold}"]) for threshold in THRESHOLDS}
-        content["cam_background_threshold_percent_tuned_on_ground_truth"] = sweep
-    return content
+        scores[SWEEP] = {str(threshold): metrics.miou(totals[f"cam>{threshold}"]) for threshold in THRESHOLDS}
+    return scores
+
+
+def read_about(dataset: Dataset, entries: list[Entry], list_name: str, run_dir: Path) -> dict:
+    """What is scored: pictures and maps. The same pictures with maps of the same settings need no second look."""
+    folder = run_dir / "cam"
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: there are no maps; correct --run_dir or run make_cam.py first")
+    settings = files.read_json(folder / "settings.json") if (folder / "settings.json").is_file() else None
+    if settings and settings.get("class_names") != list(dataset.class_names):
+        raise InputError(
+            f"{folder / 'settings.json'}: the maps are of other classes than the dataset's; use the --dataset that they were made with"
+        )
+    return {"list": list_name, "pictures": len(entries), "digest": dataset.digest(entries, np.zeros(0)), "cam_settings": settings}
 
 
 def print_table(content: dict, dataset: Dataset) -> None:
@@ -102,7 +111,7 @@ def print_table(content: dict, dataset: Dataset) -> None:
     rows += [("mIoU", [content[kind]["miou"] for kind in kinds]), ("pixel accuracy", [content[kind]["pixel_accuracy"] for kind in kinds])]
     for name, values in rows:
         print(f"{name:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>14}" for value in values))
-    sweep = content.get("cam_background_threshold_percent_tuned_on_ground_truth")
+    sweep = content.get(SWEEP)
     if sweep:
         best = max(sweep, key=sweep.get)
         print(f"general CAM with a fixed background threshold of {int(best) / 100:.2f}, tuned on ground truth: {sweep[best]:.2f}")
@@ -117,7 +126,7 @@ def draw_sheet(scores: dict[str, float], entries: list[Entry], run: stage.Stage,
         picture = read_picture(by_name[name].picture, upright=False)
         maps = cam_file.load(cam_file.path_of(run.run_dir, name))
         labels = {"ground truth": read_mask(by_name[name].mask, num_classes, maps.size)}
-        labels |= {TITLES[kind]: label_of(maps, kind) for kind in ("cam", "is_cam") if getattr(maps, kind) is not None}
+        labels |= {TITLES[kind]: maps.label(kind) for kind in ("cam", "is_cam") if getattr(maps, kind) is not None}
         columns = ["picture", *labels]
         rows.append(
             (
@@ -133,15 +142,21 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     list_name = args.list or dataset.spec.eval_list
     entries = dataset.entries(list_name)
-    if not (args.run_dir / "cam").is_dir():
-        raise InputError(f"{args.run_dir / 'cam'}: there are no maps; correct --run_dir or run make_cam.py first")
+    about = read_about(dataset, entries, list_name, args.run_dir)
+    output = args.run_dir / "eval_cam.json"
+    if about["cam_settings"] and output.is_file():
+        content = files.read_json(output)
+        if about.items() <= content.items():
+            print_table(content, dataset)
+            print(f"{output} is complete; delete it to score these maps again")
+            return
     with stage.start(args) as run:
         totals, scores = evaluate(dataset, entries, run, args.num_workers)
         if not run.is_main:
             return
         if not scores:
             raise InputError(f"--list {list_name}: its masks hold nothing but 255; give pictures with labelled pixels")
-        content = report(totals, dataset, list_name, len(entries))
+        content = about | report(totals, dataset.class_names)
         print_table(content, dataset)
         series = {TITLES[kind]: [content[kind]["iou"][name] for name in dataset.class_names] for kind in TITLES if kind in content}
         visualize.bar_chart(
@@ -151,8 +166,8 @@ def main(argv: list[str] | None = None) -> None:
             run.run_dir / "eval_cam.png",
         )
         draw_sheet(scores, entries, run, dataset.num_classes)
-        files.write_json(run.run_dir / "eval_cam.json", content)
-        print(f"wrote {run.run_dir / 'eval_cam.json'}, eval_cam.png and eval_cam_sheet.png")
+        files.write_json(output, content)
+        print(f"wrote {output}, eval_cam.png and eval_cam_sheet.png")
 
 
 if __name__ == "__main__":

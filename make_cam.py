@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.datasets import Pyramid, Pyramids
 from data.images import to_stored_frame
 from data.loaders import inference_loader
-from data.registry import DATASETS, Entry, open_dataset
+from data.registry import DATASETS, Dataset, Entry, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.sipe import SIPE, release_names
@@ -45,25 +45,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=False,
         help="throw away all maps that are there and make them again (default off)",
     )
-    args = parser.parse_args(argv)
+    args = stage.parse(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
     if not all(0 < scale <= 8 for scale in args.scales):
         parser.error("--scales are above 0 and at most 8")
     return args
 
 
-def settle(args: argparse.Namespace, run: stage.Stage) -> None:
+def note_settings(args: argparse.Namespace, dataset: Dataset, run: stage.Stage) -> None:
     """Note in RUN_DIR/cam/settings.json how the maps are made; maps of other settings must not mix with them."""
     path = run.run_dir / "cam/settings.json"
     if args.overwrite and run.is_main:
         shutil.rmtree(path.parent, ignore_errors=True)
-    run.gather(None)  # nobody writes before the old maps are gone
-    settings = {"checkpoint": checkpoint.fingerprint(args.ckpt), "scales": args.scales, "maps": sorted(args.maps), "amp": args.amp}
+    run.wait()  # nobody writes before the old maps are gone
+    settings = {
+        "checkpoint": checkpoint.fingerprint(args.ckpt),
+        "scales": args.scales,
+        "maps": sorted(args.maps),
+        "amp": args.amp,
+        "dataset_root": str(dataset.root.resolve()),
+        "class_names": list(dataset.class_names),
+    }
     if path.is_file():
         before = files.read_json(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise InputError(f"{path}: the maps there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
+    elif any(path.parent.glob("*.npz")):
+        raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; use another --run_dir, or --overwrite")
     elif run.is_main:
         files.write_json(path, settings)
 
@@ -88,16 +97,23 @@ def main(argv: list[str] | None = None) -> None:
     model = SIPE(dataset.num_classes)
     checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
     with stage.start(args) as run:
-        settle(args, run)
-        mine = [i for i in run.shard(list(range(len(entries)))) if not cam_file.is_complete(cam_file.path_of(run.run_dir, entries[i].name))]
-        run.say(f"{len(entries)} pictures, {len(mine)} of this process's share to do, on {run.device}")
+        note_settings(args, dataset, run)
+        run.wait()
+        mine = [i for i in run.shard(list(range(len(entries)))) if not is_made(entries[i], labels[i], run)]
+        run.say(f"{len(entries)} pictures on {run.device}" + (f"; {len(mine)} to do for each process" if mine else ", all made before"))
         model.eval().to(run.device, memory_format=torch.channels_last)
         make_cams(model, [entries[i] for i in mine], labels[mine], args, run)
+        run.wait()
         run.say(f"wrote {run.run_dir / 'cam'}")
 
 
+def is_made(entry: Entry, label: np.ndarray, run: stage.Stage) -> bool:
+    """Whether the picture has a whole CAM file of the classes that it is tagged with."""
+    return cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name), np.flatnonzero([1, *label]))
+
+
 def make_cams(model: SIPE, entries: list[Entry], labels: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> None:
-    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers)
+    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.device.type == "cuda")
     for item in tqdm(loader, desc="CAM", unit="picture", disable=not run.is_main):
         keys, maps = localize(model, item, run)
         height, width = item.size if item.orientation < 5 else item.size[::-1]

@@ -3,20 +3,22 @@
 #
 #   bash run_demo.sh [--run_dir DIR] [--seed N]
 set -euo pipefail
+HERE=$PWD
 cd "$(dirname "$0")"
 
-RUN_DIR=runs/demo
+RUN_DIR=
 SEED=15
 while [ $# -gt 0 ]; do
     case "$1" in
         --run_dir) RUN_DIR=${2:?"run_demo.sh: error: $1 needs a folder"}; shift 2 ;;
         --seed) SEED=${2:?"$1 needs a number"}; shift 2 ;;
-        -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h|--help) sed -n '2,4s/^# \{0,1\}//p' run_demo.sh; exit 0 ;;
         *) echo "run_demo.sh: error: unknown argument $1; it takes --run_dir DIR and --seed N" >&2; exit 2 ;;
     esac
 done
 source tool/environment.sh requirements.txt
 source tool/chain.sh
+if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=runs/demo_seed$SEED; fi
 
 mkdir -p runs
 "$PYTHON" -m data.draw_demo runs/demo_data --pictures 180 --size 256

@@ -3,6 +3,7 @@
 #
 #   bash run_voc.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N]
 set -euo pipefail
+HERE=$PWD
 cd "$(dirname "$0")"
 
 DATASET_ROOT=./VOC2012
@@ -13,13 +14,14 @@ while [ $# -gt 0 ]; do
         --dataset_root) DATASET_ROOT=${2:?"$1 needs a folder"}; shift 2 ;;
         --run_dir) RUN_DIR=${2:?"run_voc.sh: error: $1 needs a folder"}; shift 2 ;;
         --gpus) GPUS=${2:?"$1 needs a number"}; shift 2 ;;
-        -h|--help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h|--help) sed -n '2,4s/^# \{0,1\}//p' run_voc.sh; exit 0 ;;
         *) echo "run_voc.sh: error: unknown argument $1; it takes --dataset_root DIR, --run_dir DIR and --gpus N" >&2; exit 2 ;;
     esac
 done
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || { echo "run_voc.sh: error: --gpus $GPUS: give a number from 1 up" >&2; exit 2; }
-source tool/environment.sh requirements.txt
+[[ $GPUS =~ ^(1|2|4|8|16)$ ]] || { echo "run_voc.sh: error: --gpus $GPUS: the batch of 16 is shared by 1, 2, 4, 8 or 16 GPUs" >&2; exit 2; }
 source tool/chain.sh
+DATASET_ROOT=$(absolute "$DATASET_ROOT")
+RUN_DIR=$(absolute "$RUN_DIR")
 
 missing=0
 for below in JPEGImages Annotations SegmentationClass ImageSets/Segmentation/train.txt ImageSets/Segmentation/train_aug.txt; do
@@ -30,13 +32,17 @@ for below in JPEGImages Annotations SegmentationClass ImageSets/Segmentation/tra
 done
 if [ $missing = 1 ]; then
     cat >&2 <<'HELP'
-Get VOC 2012: VOCtrainval_11-May-2012.tar from the PASCAL VOC site (host.robots.ox.ac.uk/pascal/VOC/voc2012), unpacked, and the list
-train_aug.txt of 10,582 pictures (SBD train and val and VOC train, less VOC val) in its ImageSets/Segmentation. Then give --dataset_root.
+How to get it: VOCtrainval_11-May-2012.tar from the PASCAL VOC site (host.robots.ox.ac.uk/pascal/VOC/voc2012), unpacked; and, with SBD's train.txt
+and val.txt, its list of 10,582 pictures:
+  cd VOCdevkit/VOC2012/ImageSets/Segmentation
+  sort -u SBD/train.txt SBD/val.txt train.txt | comm -23 - <(sort val.txt) > train_aug.txt
+Then give --dataset_root .../VOCdevkit/VOC2012.
 HELP
     exit 2
 fi
 
+source tool/environment.sh requirements.txt
 DATA=(--dataset voc --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
 launch "$GPUS" train_resnet50_SIPE.py "${DATA[@]}"
 launch "$GPUS" make_cam.py "${DATA[@]}"
-unless_newer "$RUN_DIR/eval_cam.json" "$RUN_DIR/cam/settings.json" launch 1 eval_cam.py "${DATA[@]}"
+launch 1 eval_cam.py "${DATA[@]}"

@@ -7,6 +7,7 @@ which a stopped run goes on; RUN_DIR/tensorboard. Several GPUs: torchrun --nproc
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
 from data.datasets import Pyramids, TrainingCrops
@@ -27,6 +27,7 @@ from errors import InputError
 from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE
 from tool import cam_file, checkpoint, metrics, optim, stage
+from tool.imagenet_weights import fetch_torchvision
 from tool.journal import Journal
 from tool.visualize import training_sheet
 
@@ -84,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="after each epoch, IS-CAM mIoU at one scale on this list. It reads pixel labels, which the method "
         "does without; nothing is chosen by it (default: off)",
     )
-    args = parser.parse_args(argv)
+    args = stage.parse(parser, argv)
     for flag in ("batch_size", "max_epochs", "crop_size", "log_every"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} is at least 1")
@@ -100,10 +101,11 @@ def build_model(weights: str, num_classes: int) -> SIPE:
     model = SIPE(num_classes, pretrained=weights != "none")
     if weights == "imagenet":
         try:
-            tensors = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
+            tensors = fetch_torchvision()
+        except OSError as error:
             raise InputError(
-                f"--weights imagenet: torchvision cannot download its weights ({error}); give --weights a file instead"
+                f"--weights imagenet: torchvision cannot download its weights ({error}); give --weights a file, "
+                "for example one that python -m tool.imagenet_weights FILE makes"
             ) from None
         checkpoint.fill(model.resnet50, tensors, "torchvision's ResNet-50")
     elif weights != "none":
@@ -111,18 +113,21 @@ def build_model(weights: str, num_classes: int) -> SIPE:
     return model
 
 
-def recipe(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in RECIPE}
+def recipe(args: argparse.Namespace, digest: str) -> dict[str, Any]:
+    """What a run keeps to its end: its flags, and (the digest of) the pictures, tags and classes that it learns from."""
+    return {name: getattr(args, name) for name in RECIPE} | {"digest": digest}
 
 
-def read_own(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+def read_own(path: Path, kept: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint that this very run wrote. Raises InputError for one of another recipe."""
     content = checkpoint.read(path)
     before = content.get("arguments")
     before = before if isinstance(before, dict) else {}
-    changed = [f"--{name} {before.get(name)} (now {value})" for name, value in recipe(args).items() if before.get(name) != value]
+    changed = [name for name, value in kept.items() if before.get(name) != value]
     if changed:
-        raise InputError(f"{path}: was trained with {', '.join(changed)}; use the same flags, another --run_dir, or --no-resume")
+        told = [f"--{name} {before.get(name)} (now {kept[name]})" for name in changed if name != "digest"]
+        told = told or ["other pictures, tags or classes than the dataset has now"]
+        raise InputError(f"{path}: was trained with {', '.join(told)}; use the same again, another --run_dir, or --no-resume")
     return content
 
 
@@ -146,19 +151,21 @@ def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, sched
     scaler.scale(losses["cls"] + losses["gsc"]).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
-    schedule.step()
+    if scaler.get_scale() >= scale:  # else fp16 overflowed and the optimizer left this step out
+        schedule.step()
     return {**losses, "grad_norm": norm}, found
 
 
 @torch.no_grad()
-def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Stage, num_workers: int) -> float:
+def validate(model: SIPE, dataset: Dataset, entries: list[Entry], labels: np.ndarray, run: stage.Stage, num_workers: int) -> float:
     """mIoU of the IS-CAM at scale 1, in percent; every process takes its share of the pictures."""
     model.eval()
-    entries = run.shard(entries)
+    entries, labels = run.shard(entries), run.shard(labels)
     matrix = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)
-    loader = inference_loader(Pyramids(entries, dataset.labels(entries), [1.0]), num_workers)
+    loader = inference_loader(Pyramids(entries, labels, [1.0]), num_workers, pin_memory=run.device.type == "cuda")
     for item in tqdm(loader, desc="validation", leave=False, disable=not run.is_main):
         keys = item.keys()
         with run.autocast():
@@ -172,12 +179,25 @@ def validate(model: SIPE, dataset: Dataset, entries: list[Entry], run: stage.Sta
     return float("nan") if miou is None else miou
 
 
+def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[list[Entry], np.ndarray] | None:
+    """Pictures and labels of --val_list; every mask must be there before the training begins."""
+    if not args.val_list:
+        return None
+    entries = dataset.entries(args.val_list)
+    for entry in entries:
+        if not os.path.isfile(entry.mask):
+            raise InputError(f"{entry.mask}: no such mask; give a --val_list of pictures that have one")
+    return entries, dataset.labels(entries)
+
+
 def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
     last, final = run.run_dir / "ckpt/last.pth", run.run_dir / "ckpt/final.pth"
-    if args.resume and final.is_file() and read_own(final, args):
+    kept = recipe(args, dataset.digest(entries, labels))
+    if args.resume and final.is_file() and read_own(final, kept):
         return run.say(f"{final} is complete")
-    before = read_own(last, args) if args.resume and last.is_file() else None
+    before = read_own(last, kept) if args.resume and last.is_file() else None
 
+    validation = validation_set(args, dataset)
     stage.seed_everything(args.seed)
     model = build_model(args.weights, dataset.num_classes).to(run.device, memory_format=torch.channels_last)
     epoch_steps = len(entries) // args.batch_size
@@ -186,22 +206,34 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     start = restore(before, parts, last) if before else 0
-    about = {"arguments": recipe(args), "class_names": list(dataset.class_names)}
+    about = {"arguments": kept, "class_names": list(dataset.class_names)}
+    if args.weights == "none" and run.world_size > 1 and run.device.type == "cuda":
+        model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU
     parallel = (DistributedDataParallel(model) if run.world_size > 1 else model).train()
 
     crops = TrainingCrops(entries, labels, args.resize_long, args.crop_size, args.seed)
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, start, run.rank, run.world_size)
     origin = f", from step {start}" if start else ""
     run.say(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {steps} steps on {run.device}{origin}")
-    validation = dataset.entries(args.val_list) if args.val_list else []
     if validation:
-        run.say(f"validation reads the pixel labels of {len(validation)} pictures; nothing is chosen by it")
+        run.say(f"validation reads the pixel labels of {len(validation[0])} pictures; nothing is chosen by it")
     journal = Journal(run.run_dir / "tensorboard" if run.is_main else None, start, args.log_every, epoch_steps)
-    bar = tqdm(training_loader(crops, batches, args.num_workers), initial=start, total=steps, desc="train", disable=not run.is_main)
+    bar = tqdm(
+        training_loader(crops, batches, args.num_workers, pin_memory=run.device.type == "cuda"),
+        initial=start,
+        total=steps,
+        desc="train",
+        disable=not run.is_main,
+    )
     for step, batch in enumerate(bar, start + 1):
         batch = {name: value.to(run.device, non_blocking=True) for name, value in batch.items()}
         losses, found = train_step(parallel, batch, run, optimizer, schedule, scaler)
         epoch_ends = step % epoch_steps == 0
+        saves = epoch_ends or (args.save_every and step % args.save_every == 0)
+        if saves and not torch.isfinite(losses["cls"] + losses["gsc"]):
+            raise InputError(
+                f"step {step}: the loss is not finite any more; train anew (--no-resume) with a smaller --lr or without --amp fp16"
+            )
         if journal.wants(step):
             speed = (step - start) * args.batch_size / bar.format_dict["elapsed"]
             scalars = {name: value.item() for name, value in losses.items()}
@@ -209,11 +241,11 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
         if journal.wants(step, pictures=True):
             sheet = training_sheet(batch["image"], found.cam, found.is_cam, batch["label"])
             journal.picture(step, "train/picture_cam_is_cam", sheet)
-        if run.is_main and (epoch_ends or (args.save_every and step % args.save_every == 0)):
+        if run.is_main and saves:
             progress = {"step": step, "epoch": step // epoch_steps, "rng": torch.get_rng_state()}
             checkpoint.save(last, about | progress | {name: part.state_dict() for name, part in parts.items()})
         if epoch_ends and validation:
-            miou = validate(model, dataset, validation, run, args.num_workers)
+            miou = validate(model, dataset, *validation, run, args.num_workers)
             run.say(f"after {step // epoch_steps} epochs: IS-CAM mIoU {miou:.2f} at one scale (from pixel labels)")
             journal.scalar(step, "validation/is_cam_miou", miou)
     journal.close()
@@ -230,10 +262,10 @@ def main(argv: list[str] | None = None) -> None:
     entries = dataset.entries(args.list)
     if len(entries) < args.batch_size:
         raise InputError(f"--list {args.list}: {len(entries)} pictures do not fill a batch; use --batch_size {len(entries)} or less")
+    if args.batch_size % stage.world_size():
+        raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {stage.world_size()} processes; choose one that is")
     labels = dataset.labels(entries)
     with stage.start(args) as run:
-        if args.batch_size % run.world_size:
-            raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {run.world_size} processes; choose one that is")
         train(args, run, dataset, entries, labels)
 
 

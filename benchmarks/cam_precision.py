@@ -2,7 +2,7 @@
 
     python -m benchmarks.cam_precision --dataset_root /data/VOC2012 --run_dir runs/voc --list train
 
-Reads the CAM files of RUN_DIR (float16 grids), which stand in for exact maps: their rounding is 2e-4 of the maximum at most.
+Reads the CAM files of RUN_DIR (float16 grids), which stand in for exact maps: their rounding is 2.5e-4 at most.
 """
 
 import io
@@ -24,6 +24,7 @@ def rounded(grid: np.ndarray, precision: str) -> np.ndarray:
 
 def measure(entry: Entry, run_dir, num_classes: int, precision: str) -> tuple[np.ndarray, np.ndarray]:
     """Bytes (full size, stored, stored and compressed) and the IS-CAM's confusion matrix of one picture."""
+    cam_file.load(cam_file.path_of(run_dir, entry.name))  # says what is wrong with a missing or damaged one
     with np.load(cam_file.path_of(run_dir, entry.name), allow_pickle=False) as arrays:
         stored = {name: rounded(arrays[name], precision) if name.startswith(("cam", "is_cam")) else arrays[name] for name in arrays.files}
     size, keys = tuple(stored["size"].tolist()), stored["keys"]
@@ -41,7 +42,7 @@ def measure(entry: Entry, run_dir, num_classes: int, precision: str) -> tuple[np
 def main(argv: list[str] | None = None) -> None:
     parser = stage.parser(__doc__, list(DATASETS), device=False)
     parser.add_argument("--list", help="pictures with masks and CAM files (default: the dataset's official training list)")
-    args = parser.parse_args(argv)
+    args = stage.parse(parser, argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.eval_list)
     print(f"{'precision':<10}{'KB/picture':>12}{'compressed':>12}{'of full size':>14}{'IS-CAM mIoU':>13}")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from .datasets import Pyramids, TrainingCrops
@@ -35,9 +34,11 @@ class ResumableBatches(Sampler):
             yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
 
-def training_loader(dataset: TrainingCrops, batches: ResumableBatches, num_workers: int) -> DataLoader:
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+def training_loader(dataset: TrainingCrops, batches: ResumableBatches, num_workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches of image (B, 3, C, C) uint8, inside (B, C, C) bool and label (B, K-1) float32; pin_memory where a GPU takes them."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
 
 
-def inference_loader(dataset: Pyramids, num_workers: int) -> DataLoader:
-    return DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+def inference_loader(dataset: Pyramids, num_workers: int, pin_memory: bool = False) -> DataLoader:
+    """One Pyramid at a time, in order; pin_memory where a GPU takes them."""
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)

@@ -1,6 +1,8 @@
 """Datasets as values: class names, where pictures, masks and lists lie, and how the image-level tags are read."""
 
 import csv
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -86,15 +88,15 @@ class Dataset:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: the list cannot be read ({error}); give --list another one") from None
-        numbered = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+        numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
             raise InputError(f"{path}: the list is empty; write one picture name a line")
         entries, seen = [], set()
-        for number, fields in numbered:
-            entry = self._entry(fields, f"{path}, line {number}")
+        for number, line in numbered:
+            entry = self._entry(line, f"{path}, line {number}")
             if entry.name in seen:
                 raise InputError(f"{path}, line {number}: {entry.name} stands twice; keep one of the lines")
-            if not _is_file(entry.picture):
+            if not os.path.isfile(entry.picture):
                 raise InputError(f"{path}, line {number}: there is no picture {entry.picture}; correct the list or the dataset root")
             seen.add(entry.name)
             entries.append(entry)
@@ -113,32 +115,31 @@ class Dataset:
             row[[column[tag] for tag in tags]] = 1
         return labels
 
+    def digest(self, entries: list[Entry], labels: np.ndarray) -> str:
+        """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and labels."""
+        names = "\n".join([*self.class_names, "", *(entry.name for entry in entries)])
+        return hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()
+
     def _list_path(self, list_name: str) -> Path:
         own = self.root / self.spec.list_file.format(list_name)
-        if not list_name.startswith("/") and ".." not in list_name and _is_file(own):
+        if not list_name.startswith("/") and ".." not in list_name and os.path.isfile(own):
             return own
-        if _is_file(Path(list_name)):
+        if os.path.isfile(list_name):
             return Path(list_name)
         raise InputError(f"{own}: there is no such list, nor a file {list_name}; give --list a name or a text file")
 
-    def _entry(self, fields: list[str], where: str) -> Entry:
-        for field in fields:
+    def _entry(self, line: str, where: str) -> Entry:
+        fields = line.split()
+        is_pair = len(fields) == 2 and all("/" in field for field in fields)
+        for field in fields if is_pair else [line]:
             if ".." in PurePosixPath(field).parts or "\\" in field or "\0" in field:
                 raise InputError(f"{where}: {field} leaves the dataset's folder; write plain picture names")
-        if len(fields) == 1 and "/" not in fields[0]:
-            name = fields[0]
-            return Entry(name, self.root / self.spec.picture.format(name), self.root / self.spec.mask.format(name))
-        if len(fields) == 2:
+        if is_pair:
             picture, mask = (self.root / field.lstrip("/") for field in fields)
             return Entry(picture.stem, picture, mask)
-        raise InputError(f"{where}: expected a picture name, or a picture's and a mask's path, not '{' '.join(fields)}'; correct the line")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than any file's
-        return False
+        if "/" in line:
+            raise InputError(f"{where}: expected a picture name, or a picture's and a mask's path, not '{line}'; correct the line")
+        return Entry(line, self.root / self.spec.picture.format(line), self.root / self.spec.mask.format(line))
 
 
 def open_dataset(name: str, root: str | Path) -> Dataset:
@@ -148,7 +149,7 @@ def open_dataset(name: str, root: str | Path) -> Dataset:
 
 
 def _open_voc(root: Path) -> Dataset:
-    below = next((p for p in (root, root / "VOC2012", root / "VOCdevkit/VOC2012") if (p / "JPEGImages").is_dir()), None)
+    below = next((p for p in (root, root / "VOC2012", root / "VOCdevkit/VOC2012") if os.path.isdir(p / "JPEGImages")), None)
     if below is None:
         raise InputError(f"{root}: no VOC 2012 here (looked for JPEGImages in it, in VOC2012 and in VOCdevkit/VOC2012); {VOC.advice}")
     return Dataset(VOC, below)

@@ -16,10 +16,10 @@ from PIL import Image
 import eval_cam
 import make_cam
 import train_resnet50_SIPE as train
-from data.registry import VOC_CLASSES
+from data.registry import VOC_CLASSES, open_dataset
 from errors import InputError
 from network.sipe import SIPE, release_names
-from tool import cam_file, checkpoint
+from tool import cam_file, checkpoint, files
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"2007_{i:06d}" for i in range(6)]
@@ -348,17 +348,29 @@ class TestCheckpoints:
         (tmp_path / "backbone.pth").unlink()
 
 
+def recipe_of(root):
+    """What a training with TRAIN's flags keeps to its end."""
+    dataset = open_dataset("voc", root)
+    entries = dataset.entries("train_aug")
+    args = train.parse_args([*map(str, TRAIN), "--list", "train_aug"])
+    return train.recipe(args, dataset.digest(entries, dataset.labels(entries)))
+
+
 class TestResuming:
     @pytest.mark.parametrize("name", ["last.pth", "final.pth"])
-    def test_with_another_learning_rate(self, refused, name, tmp_path):
-        before = train.parse_args([*map(str, TRAIN), "--list", "train_aug"])
-        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": train.recipe(before), "model": {}})
+    def test_with_another_learning_rate(self, refused, name, tiny_voc, tmp_path):
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": recipe_of(tiny_voc), "model": {}})
         message = refused(train, *TRAIN, "--lr", 0.2, names=[f"run/ckpt/{name}", "--lr 0.1 (now 0.2)", "--no-resume"])
         assert "--batch_size" not in message
 
-    def test_from_a_checkpoint_that_lacks_a_part(self, refused, tmp_path):
-        before = train.parse_args([*map(str, TRAIN), "--list", "train_aug"])
-        checkpoint.save(tmp_path / "run/ckpt/last.pth", {"arguments": train.recipe(before)})
+    @pytest.mark.parametrize("name", ["last.pth", "final.pth"])
+    def test_with_other_tags(self, refused, name, tiny_voc, tmp_path):
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": recipe_of(tiny_voc), "model": {}})
+        (tiny_voc / f"Annotations/{FIRST}.xml").write_text("<annotation><object><name>cow</name></object></annotation>")
+        refused(train, *TRAIN, names=[f"run/ckpt/{name}", "other pictures, tags or classes", "--run_dir"])
+
+    def test_from_a_checkpoint_that_lacks_a_part(self, refused, tiny_voc, tmp_path):
+        checkpoint.save(tmp_path / "run/ckpt/last.pth", {"arguments": recipe_of(tiny_voc)})
         refused(train, *TRAIN, names=["run/ckpt/last.pth", "--no-resume"])
 
 
@@ -393,6 +405,23 @@ class TestCamFiles:
         make_cam.main(make)
         assert np.array_equal(cam_file.load(path).is_cam, whole.is_cam)
         eval_cam.main([str(flag) for flag in common])
+
+    def test_of_other_tags_are_made_again(self, tiny_voc, tmp_path, checkpoints):
+        listed, path = write_list(tiny_voc, FIRST), cam_file.path_of(tmp_path / "run", FIRST)
+        common = ["--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 0, "--list", listed, *MAP]
+        for tag, class_id in (("cat", 8), ("cow", 10)):
+            (tiny_voc / f"Annotations/{FIRST}.xml").write_text(f"<annotation><object><name>{tag}</name></object></annotation>")
+            make_cam.main([str(flag) for flag in (*common, "--ckpt", checkpoints["ours"])])
+            assert cam_file.load(path).keys.tolist() == [0, class_id]
+
+    def test_of_another_dataset_are_not_scored(self, refused, tmp_path):
+        draw_maps(tmp_path / "run")
+        files.write_json(tmp_path / "run/cam/settings.json", {"class_names": ["background", "fish"]})
+        refused(eval_cam, names=["run/cam/settings.json", "other classes"])
+
+    def test_without_settings_nothing_is_added_to_them(self, refused, tiny_voc, tmp_path, checkpoints):
+        draw_maps(tmp_path / "run")
+        refused(make_cam, *MAP, "--ckpt", checkpoints["ours"], names=["run/cam/settings.json", "--overwrite"])
 
     def test_of_another_checkpoint_or_other_scales_are_not_mixed(self, refused, tiny_voc, tmp_path, checkpoints):
         listed = write_list(tiny_voc, FIRST)

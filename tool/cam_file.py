@@ -32,6 +32,10 @@ class CamFile:
     is_cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
     cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
 
+    def label(self, kind: str) -> np.ndarray:
+        """(H, W) uint8 class ids: the strongest of the maps of a kind ("is_cam" or "cam"), their own background map included."""
+        return self.keys[getattr(self, kind).argmax(0)].astype(np.uint8)
+
 
 def path_of(run_dir: Path, name: str) -> Path:
     """Where the CAM file of a picture lies."""
@@ -62,12 +66,14 @@ def save(
         np.savez_compressed(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a whole CAM file lies there; a cut one has lost its table of contents, which stands at the end."""
+def is_complete(path: Path, keys: np.ndarray) -> bool:
+    """Whether a whole CAM file of these class ids lies there; a cut one has lost its table of contents, which stands at the end."""
+    if not zipfile.is_zipfile(path):
+        return False
     try:
-        with zipfile.ZipFile(path) as file:
-            return {"keys.npy", "size.npy"} <= set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as arrays:
+            return "size" in arrays.files and np.array_equal(arrays["keys"], keys)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, EOFError, *_ZIP_ERRORS):
         return False
 
 
@@ -78,7 +84,7 @@ def load(path: str | Path) -> CamFile:
     """
     path = Path(path)
     try:
-        if path.is_file() and not is_complete(path):
+        if path.is_file() and not zipfile.is_zipfile(path):
             raise ValueError("it is cut or something else")
         with np.load(path, allow_pickle=False) as arrays:
             keys, size = arrays["keys"], tuple(int(side) for side in arrays["size"])

@@ -9,10 +9,9 @@ launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with
     fi
 }
 
-unless_newer() {  # unless_newer OUTPUT INPUT COMMAND...: skip the command where its output is newer than what it reads
-    if [ "$1" -nt "$2" ]; then
-        echo "== $1 is complete"
-    else
-        "${@:3}"
-    fi
+absolute() {  # a path as given where the command was called
+    case $1 in
+        /*) echo "$1" ;;
+        *) echo "$HERE/$1" ;;
+    esac
 }

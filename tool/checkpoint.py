@@ -21,6 +21,7 @@ from .files import atomic_write
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all. Raises InputError where the disk refuses."""
     with atomic_write(path) as temporary:
         try:
             torch.save(dict(content), temporary)
@@ -58,10 +59,10 @@ def load_model(model: nn.Module, path: str | Path, class_names: tuple[str, ...],
     """
     content = read(path)
     if "net" in content:
-        tensors = content["net"]
-        for name in model.state_dict():
+        tensors, wanted = content["net"], model.state_dict()
+        for name in wanted:
             for alias in names_of(name):
-                _check(tensors, alias, model.state_dict()[name], path)
+                _check(tensors, alias, wanted[name], path)
                 if not torch.equal(tensors[alias], tensors[name]):
                     raise InputError(f"{path}: {alias} differs from {name}, of which it should be a copy; copy or make the file again")
     elif "model" in content:

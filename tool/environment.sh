@@ -1,19 +1,24 @@
 # Sourced by the run_*.sh scripts: sets PYTHON to an interpreter that holds the requirements files given as arguments. It is the
 # active environment's if that one holds them, else .venv's, which is made and filled where needed.
 
-holds() {  # holds PYTHON FILE...: does this interpreter have all that the files ask for?
+holds() {  # holds PYTHON FILE...: is this Python new enough, and has it all that the files ask for (lines like name>=1.2 or name==1.2.*)?
     command -v "$1" >/dev/null 2>&1 && "$1" - "${@:2}" >/dev/null 2>&1 <<'PY'
+import re
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
-from pip._vendor.packaging.requirements import Requirement
 
+def numbers(text):
+    return [int(number) for number in re.match(r"\d+(\.\d+)*", text)[0].split(".")]
+
+
+assert sys.version_info >= (3, 10)
 for file in sys.argv[1:]:
-    for line in Path(file).read_text().splitlines():
-        if line.strip() and not line.startswith(("#", "-")):
-            requirement = Requirement(line)
-            assert requirement.specifier.contains(version(requirement.name), prereleases=True)
+    for line in open(file).read().split():
+        wanted = re.fullmatch(r"([\w-]+)(>=|==)([\d.]+?)(\.\*)?", line)
+        if wanted:
+            have, want = numbers(version(wanted[1])), numbers(wanted[3])
+            assert have >= want if wanted[2] == ">=" else have[: len(want)] == want
 PY
 }
 
@@ -24,7 +29,10 @@ else
     if ! holds "$PYTHON" "$@"; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed as python3" >&2; exit 2; }
         echo "installing the requirements into .venv (once, some minutes)"
-        [ -x "$PYTHON" ] || python3 -m venv .venv || { echo "error: python3 -m venv failed; install Python's venv module (Debian: python3-venv)" >&2; exit 2; }
+        "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || {
+            echo "error: python3 -m venv failed; install Python's venv module (Debian: python3-venv)" >&2
+            exit 2
+        }
         "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
     fi
 fi

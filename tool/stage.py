@@ -24,13 +24,12 @@ def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.Argum
     """An argument parser with the flags that all stages share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=datasets, default="voc", help="kind of dataset (default voc)")
-    parser.add_argument("--dataset_root", default="./VOC2012", help="folder of the dataset (default ./VOC2012)")
+    parser.add_argument("--dataset_root", help="folder of the dataset (default ./VOC2012 for voc)")
     parser.add_argument(
         "--run_dir",
         "--session_name",
-        default="runs/voc",
         type=Path,
-        help="folder for everything that this run writes; all its stages share it (default runs/voc)",
+        help="folder for everything that this run writes; all its stages share it (default runs/DATASET)",
     )
     if device:
         parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
@@ -38,12 +37,13 @@ def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.Argum
             "--amp",
             choices=AMP,
             default="off",
-            help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off = float32, as published)",
+            help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off: float32 as published; "
+            "GPUs that have TF32 use it)",
         )
     parser.add_argument(
         "--num_workers",
         type=_count,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
         help="processes that read pictures, for each GPU; 0 reads in the main process (default: the cores, at most 8)",
     )
     return parser
@@ -51,9 +51,24 @@ def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.Argum
 
 def _count(text: str) -> int:
     """A flag's whole number from 0 up."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError("is at least 0")
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
     return int(text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse the flags, and fill in the defaults that depend on the dataset."""
+    args = parser.parse_args(argv)
+    if args.dataset_root is None and args.dataset != "voc":
+        parser.error(f"--dataset {args.dataset} needs --dataset_root")
+    args.dataset_root = args.dataset_root or "./VOC2012"
+    args.run_dir = args.run_dir or Path("runs") / args.dataset
+    return args
+
+
+def world_size() -> int:
+    """How many processes torchrun has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class Stage:
         return self.rank == 0
 
     def autocast(self) -> torch.autocast:
+        """The context in which the network runs at the precision of --amp."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
     def say(self, text: str) -> None:
@@ -81,6 +97,10 @@ class Stage:
     def shard(self, items: list) -> list:
         """This process's share of a list: no padding, no duplicates."""
         return items[self.rank :: self.world_size]
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order of rank."""
@@ -94,15 +114,15 @@ class Stage:
 @contextlib.contextmanager
 def start(args: argparse.Namespace) -> Iterator[Stage]:
     """Choose the device, join the other processes of torchrun, and make sure that the run directory can be written."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    processes = world_size()
     device = choose_device(getattr(args, "device", "cpu"), int(os.environ.get("LOCAL_RANK", 0)))
     make_writable(args.run_dir)
-    if world_size > 1:
+    if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
-        yield Stage(device, int(os.environ.get("RANK", 0)), world_size, args.run_dir, AMP[getattr(args, "amp", "off")])
+        yield Stage(device, int(os.environ.get("RANK", 0)), processes, args.run_dir, AMP[getattr(args, "amp", "off")])
     finally:
-        if world_size > 1:
+        if processes > 1:
             dist.destroy_process_group()
 
 
@@ -137,6 +157,7 @@ def make_writable(folder: Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's own generators."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

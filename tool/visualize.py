@@ -7,7 +7,6 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
 
 from .files import atomic_write
 
@@ -85,11 +84,3 @@ def _write(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
     plt.close(figure)
-
-
-def save_label(path: Path, label: np.ndarray) -> None:
-    """Write class ids (H, W) uint8 as a PNG with VOC's palette."""
-    image = Image.fromarray(label)
-    image.putpalette(palette().tobytes())
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="png")

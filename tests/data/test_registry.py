@@ -107,7 +107,7 @@ def test_a_line_of_two_paths_chooses_the_mask(tiny_voc, tmp_path):
         (f"/JPEGImages/{NAMES[0]}.jpg /../a.png\n", "line 1: .* leaves"),
         (f"JPEGImages\\{NAMES[0]}.jpg\n", "line 1: .* leaves"),
         (f"JPEGImages/{NAMES[0]}.jpg\n", "line 1: expected a picture name"),
-        (f"{NAMES[0]} {NAMES[1]} {NAMES[2]}\n", "line 1: expected a picture name"),
+        (f"{NAMES[0]} {NAMES[1]} {NAMES[2]}\n", "line 1: there is no picture"),
         (f"{NAMES[0]}\n2007_999999\n", r"line 2: there is no picture .*2007_999999\.jpg"),
         (f"{NAMES[0]}\n".encode("utf-16"), "cannot be read"),
     ],

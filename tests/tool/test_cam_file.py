@@ -125,9 +125,9 @@ def test_file_holds_small_plain_arrays(written):
 @pytest.mark.parametrize("cut", ["one byte", "half", "all but ten bytes", "everything"])
 def test_a_cut_file_is_refused_and_not_complete(written, cut):
     whole = written.read_bytes()
-    assert cam_file.is_complete(written)
+    assert cam_file.is_complete(written, KEYS)
     written.write_bytes(whole[: {"one byte": -1, "half": len(whole) // 2, "all but ten bytes": 10, "everything": 0}[cut]])
-    assert not cam_file.is_complete(written)
+    assert not cam_file.is_complete(written, KEYS)
     assert_refused(written)
 
 
@@ -139,13 +139,13 @@ def test_a_changed_byte_is_refused(written):
 
 
 def test_a_missing_file_says_which_stage_writes_it(path):
-    assert not cam_file.is_complete(path)
+    assert not cam_file.is_complete(path, KEYS)
     assert_refused(path, r"no such CAM file; run make_cam\.py")
 
 
 def test_a_folder_in_its_place_is_refused(path):
     path.mkdir(parents=True)
-    assert not cam_file.is_complete(path)
+    assert not cam_file.is_complete(path, KEYS)
     assert_refused(path)
 
 

@@ -8,8 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from errors import InputError
-from tool.visualize import bar_chart, contact_sheet, heat, overlay, palette, save_label, training_sheet
+from tool.visualize import bar_chart, contact_sheet, heat, overlay, palette, training_sheet
 
 
 def grey(height: int = 12, width: int = 16) -> np.ndarray:
@@ -33,21 +32,6 @@ def test_palette_is_vocs():
     assert colours[20].tolist() == [0, 64, 128]  # tvmonitor
     assert colours[255].tolist() == [224, 224, 192]
     assert len(np.unique(colours, axis=0)) == 256
-
-
-def test_label_comes_back_from_a_palette_png(tmp_path):
-    label = np.array([[0, 1, 20], [255, 15, 0]], np.uint8)
-    save_label(tmp_path / "seg_label/a.png", label)
-    with Image.open(tmp_path / "seg_label/a.png") as image:
-        assert image.mode == "P"
-        assert np.array_equal(np.asarray(image), label)
-        assert np.array_equal(np.asarray(image.convert("RGB")), palette()[label])
-
-
-def test_label_with_few_classes_keeps_the_whole_palette(tmp_path):
-    save_label(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.getpalette() == palette().flatten().tolist()
 
 
 def test_overlay_paints_objects_and_leaves_the_background():
@@ -107,9 +91,3 @@ def test_bar_chart_is_a_readable_png_also_with_absent_classes(tmp_path):
     height, width, _ = opened(tmp_path / "bars.png").shape
     assert height > 100 and width > 100
     assert plt.get_fignums() == []
-
-
-def test_a_disk_that_refuses_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        save_label(tmp_path / "file/a.png", np.zeros((2, 2), np.uint8))
