@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         visualize.bar_chart(
             {label: [np.nan if v is None else v for v in values] for label, values in series.items()},
             dataset.class_names,
-            f"{len(entries)} pictures of {list_name}",
+            f"{len(entries)} pictures of {Path(list_name).stem}",
             run.run_dir / "eval_cam.png",
         )
         draw_sheet(scores, entries, run, dataset.num_classes)

@@ -2,7 +2,7 @@
 
     python -m fig.draw_overview --dataset folder --dataset_root runs/demo_data --run_dir runs/demo --names demo_0001 demo_0007
 
-Writes fig/overview.png.
+Writes fig/overview.jpg.
 """
 
 import sys
@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         truth = read_mask(entries[name].mask, dataset.num_classes, maps.size)
         rows.append((dataset.class_names[maps.keys[1]], [*shown, visualize.overlay(picture, truth)]))
     path = Path(__file__).with_name("overview.png")
-    visualize.contact_sheet(rows, COLUMNS, path, dpi=75)
-    Image.open(path).convert("RGB").quantize(256).save(path)  # a quarter of the size
+    visualize.contact_sheet(rows, COLUMNS, path, dpi=90)
+    Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=90)  # a tenth of the size
+    path.unlink()
 
 
 if __name__ == "__main__":

@@ -273,6 +273,16 @@ class TestEvaluation:
             assert content[kind]["miou"] == pytest.approx(sum(measured.values()) / 3)
             assert content[kind]["pixel_accuracy"] == pytest.approx(100 * matrix.trace() / matrix.sum())
 
+    def test_the_same_maps_are_scored_once_and_other_pictures_anew(self, chain, fixed_voc, tmp_path):
+        shutil.copytree(chain.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("ckpt", "tensorboard"))
+        flags, output = data_flags(fixed_voc, tmp_path / "run"), tmp_path / "run/eval_cam.json"
+        before = output.stat().st_mtime_ns
+        assert "eval_cam.json is complete" in call(eval_cam.main, *flags)
+        assert output.stat().st_mtime_ns == before
+        (tmp_path / "one.txt").write_text(NAMES[0])
+        call(eval_cam.main, *flags, "--list", tmp_path / "one.txt")
+        assert json.loads(output.read_text())["pictures"] == 1
+
     def test_the_threshold_sweep_is_marked_as_tuned(self, chain):
         content = json.loads((chain.run_dir / "eval_cam.json").read_text())
         sweep = content["cam_background_threshold_percent_tuned_on_ground_truth"]
