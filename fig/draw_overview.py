@@ -1,6 +1,6 @@
 """Draw the README's picture from a finished run: picture, ground truth, general CAM and IS-CAM, as heat and as labels.
 
-    python -m fig.draw_overview --dataset folder --dataset_root runs/demo_data --run_dir runs/demo --names demo_0001 demo_0007
+    python -m fig.draw_overview --dataset folder --dataset_root runs/demo_data --run_dir runs/demo_seed15 --names demo_0001 demo_0002
 
 Writes fig/overview.jpg.
 """
