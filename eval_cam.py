@@ -8,6 +8,7 @@ CAM also over fixed background thresholds, the best of which is marked as tuned 
 """
 
 import argparse
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -91,22 +92,29 @@ def report(totals: dict[str, np.ndarray], class_names: tuple[str, ...]) -> dict:
     return scores
 
 
-def read_about(dataset: Dataset, entries: list[Entry], list_name: str, run_dir: Path) -> dict:
-    """What is scored: pictures and maps. The same pictures with maps of the same settings need no second look."""
-    folder = run_dir / "cam"
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: there are no maps; correct --run_dir or run make_cam.py first")
-    settings = files.read_json(folder / "settings.json") if (folder / "settings.json").is_file() else None
-    if settings and settings.get("class_names") != list(dataset.class_names):
-        raise InputError(
-            f"{folder / 'settings.json'}: the maps are of other classes than the dataset's; use the --dataset that they were made with"
-        )
-    return {"list": list_name, "pictures": len(entries), "digest": dataset.digest(entries, np.zeros(0)), "cam_settings": settings}
+def check_maps(dataset: Dataset, run_dir: Path) -> None:
+    """Raise InputError where there are no maps, or maps of other classes than the dataset's."""
+    settings = run_dir / "cam/settings.json"
+    if not os.path.isdir(settings.parent):
+        raise InputError(f"{settings.parent}: there are no maps; correct --run_dir or run make_cam.py first")
+    if settings.is_file() and files.read_json(settings).get("class_names") != list(dataset.class_names):
+        raise InputError(f"{settings}: the maps are of other classes than the dataset's; use the --dataset that they were made with")
+
+
+def describe(entries: list[Entry], list_name: str, run_dir: Path) -> dict:
+    """What is scored; `stamp` changes with every mask and CAM file, so that equal descriptions mean equal scores."""
+    stamp = hashlib.sha256()
+    for entry in entries:
+        for path in (entry.mask, cam_file.path_of(run_dir, entry.name)):
+            facts = path.stat() if os.path.isfile(path) else None
+            stamp.update(f"{path.resolve()} {facts and (facts.st_size, facts.st_mtime_ns)}\n".encode())
+    return {"list": list_name, "pictures": len(entries), "stamp": stamp.hexdigest()}
 
 
 def print_table(content: dict, dataset: Dataset) -> None:
     kinds = [kind for kind in TITLES if kind in content]
-    print(f"\n{'IoU, %':<18}" + "".join(f"{TITLES[kind]:>14}" for kind in kinds))
+    print(f"\n{content['pictures']} pictures of {content['list']}")
+    print(f"{'IoU, %':<18}" + "".join(f"{TITLES[kind]:>14}" for kind in kinds))
     rows = [(name, [content[kind]["iou"][name] for kind in kinds]) for name in dataset.class_names]
     rows += [("mIoU", [content[kind]["miou"] for kind in kinds]), ("pixel accuracy", [content[kind]["pixel_accuracy"] for kind in kinds])]
     for name, values in rows:
@@ -142,15 +150,14 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     list_name = args.list or dataset.spec.eval_list
     entries = dataset.entries(list_name)
-    about = read_about(dataset, entries, list_name, args.run_dir)
-    output = args.run_dir / "eval_cam.json"
-    if about["cam_settings"] and output.is_file():
-        content = files.read_json(output)
-        if about.items() <= content.items():
-            print_table(content, dataset)
-            print(f"{output} is complete; delete it to score these maps again")
-            return
+    check_maps(dataset, args.run_dir)
+    about, output = describe(entries, list_name, args.run_dir), args.run_dir / "eval_cam.json"
     with stage.start(args) as run:
+        before = files.read_json(output) if output.is_file() else {}
+        if about.items() <= before.items():
+            if run.is_main:
+                print_table(before, dataset)
+            return run.say(f"{output} is complete")
         totals, scores = evaluate(dataset, entries, run, args.num_workers)
         if not run.is_main:
             return

@@ -7,7 +7,6 @@ RUN_DIR/cam/NAME.npz (see tool/cam_file.py); pictures that have a whole file are
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -52,18 +51,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def delete_maps(folder: Path) -> None:
+    """Delete the maps in a folder, and then the note of how they were made."""
+    try:
+        for path in [*folder.glob("*.npz"), *folder.glob("settings.json")]:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: its maps cannot be deleted ({error.strerror}); use another --run_dir") from None
+
+
 def note_settings(args: argparse.Namespace, dataset: Dataset, run: stage.Stage) -> None:
     """Note in RUN_DIR/cam/settings.json how the maps are made; maps of other settings must not mix with them."""
     path = run.run_dir / "cam/settings.json"
     if args.overwrite and run.is_main:
-        shutil.rmtree(path.parent, ignore_errors=True)
+        delete_maps(path.parent)
     run.wait()  # nobody writes before the old maps are gone
     settings = {
         "checkpoint": checkpoint.fingerprint(args.ckpt),
         "scales": args.scales,
         "maps": sorted(args.maps),
         "amp": args.amp,
-        "dataset_root": str(dataset.root.resolve()),
         "class_names": list(dataset.class_names),
     }
     if path.is_file():
@@ -100,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         note_settings(args, dataset, run)
         run.wait()
         mine = [i for i in run.shard(list(range(len(entries)))) if not is_made(entries[i], labels[i], run)]
-        run.say(f"{len(entries)} pictures on {run.device}" + (f"; {len(mine)} to do for each process" if mine else ", all made before"))
+        run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
         model.eval().to(run.device, memory_format=torch.channels_last)
         make_cams(model, [entries[i] for i in mine], labels[mine], args, run)
         run.wait()

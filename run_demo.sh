@@ -5,20 +5,21 @@
 set -euo pipefail
 HERE=$PWD
 cd "$(dirname "$0")"
+source tool/chain.sh
 
 RUN_DIR=
 SEED=15
 while [ $# -gt 0 ]; do
     case "$1" in
-        --run_dir) RUN_DIR=${2:?"run_demo.sh: error: $1 needs a folder"}; shift 2 ;;
-        --seed) SEED=${2:?"$1 needs a number"}; shift 2 ;;
+        --run_dir) RUN_DIR=$(value "$@"); shift 2 ;;
+        --seed) SEED=$(value "$@"); shift 2 ;;
         -h|--help) sed -n '2,4s/^# \{0,1\}//p' run_demo.sh; exit 0 ;;
         *) echo "run_demo.sh: error: unknown argument $1; it takes --run_dir DIR and --seed N" >&2; exit 2 ;;
     esac
 done
+[[ $SEED =~ ^[0-9]+$ ]] || { echo "run_demo.sh: error: --seed $SEED: give a whole number" >&2; exit 2; }
 source tool/environment.sh requirements.txt
-source tool/chain.sh
-if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=runs/demo_seed$SEED; fi
+if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=$PWD/runs/demo_seed$SEED; fi
 
 mkdir -p runs
 "$PYTHON" -m data.draw_demo runs/demo_data --pictures 180 --size 256
@@ -29,4 +30,6 @@ launch 1 train_resnet50_SIPE.py "${DATA[@]}" --weights runs/resnet50_imagenet.pt
     --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
 launch 1 make_cam.py "${DATA[@]}" --scales 1.0 0.5
 launch 1 eval_cam.py "${DATA[@]}"
-echo "pictures: runs/demo_data/images; CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; training: tensorboard --logdir $RUN_DIR"
+echo "the pictures: $PWD/runs/demo_data/images"
+echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png"
+echo "the training: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -5,21 +5,21 @@
 set -euo pipefail
 HERE=$PWD
 cd "$(dirname "$0")"
+source tool/chain.sh
 
 DATASET_ROOT=./VOC2012
 RUN_DIR=runs/voc
 GPUS=1
 while [ $# -gt 0 ]; do
     case "$1" in
-        --dataset_root) DATASET_ROOT=${2:?"$1 needs a folder"}; shift 2 ;;
-        --run_dir) RUN_DIR=${2:?"run_voc.sh: error: $1 needs a folder"}; shift 2 ;;
-        --gpus) GPUS=${2:?"$1 needs a number"}; shift 2 ;;
+        --dataset_root) DATASET_ROOT=$(value "$@"); shift 2 ;;
+        --run_dir) RUN_DIR=$(value "$@"); shift 2 ;;
+        --gpus) GPUS=$(value "$@"); shift 2 ;;
         -h|--help) sed -n '2,4s/^# \{0,1\}//p' run_voc.sh; exit 0 ;;
         *) echo "run_voc.sh: error: unknown argument $1; it takes --dataset_root DIR, --run_dir DIR and --gpus N" >&2; exit 2 ;;
     esac
 done
 [[ $GPUS =~ ^(1|2|4|8|16)$ ]] || { echo "run_voc.sh: error: --gpus $GPUS: the batch of 16 is shared by 1, 2, 4, 8 or 16 GPUs" >&2; exit 2; }
-source tool/chain.sh
 DATASET_ROOT=$(absolute "$DATASET_ROOT")
 RUN_DIR=$(absolute "$RUN_DIR")
 

@@ -32,7 +32,7 @@ from tool.journal import Journal
 from tool.visualize import training_sheet
 
 # a run goes on only with the recipe that it began with
-RECIPE = ("dataset", "list", "weights", "seed", "batch_size", "max_epochs", "crop_size", "resize_long", "lr", "momentum", "wt_dec", "amp")
+RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "resize_long", "lr", "momentum", "wt_dec", "amp")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -199,6 +199,9 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
 
     validation = validation_set(args, dataset)
     stage.seed_everything(args.seed)
+    if not args.resume and run.is_main:  # what is left of an earlier training must not pass for this one
+        last.unlink(missing_ok=True)
+        final.unlink(missing_ok=True)
     model = build_model(args.weights, dataset.num_classes).to(run.device, memory_format=torch.channels_last)
     epoch_steps = len(entries) // args.batch_size
     steps = epoch_steps * args.max_epochs
@@ -230,10 +233,8 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
         losses, found = train_step(parallel, batch, run, optimizer, schedule, scaler)
         epoch_ends = step % epoch_steps == 0
         saves = epoch_ends or (args.save_every and step % args.save_every == 0)
-        if saves and not torch.isfinite(losses["cls"] + losses["gsc"]):
-            raise InputError(
-                f"step {step}: the loss is not finite any more; train anew (--no-resume) with a smaller --lr or without --amp fp16"
-            )
+        if saves and not all(weights.isfinite().all() for weights in model.parameters()):
+            raise InputError(f"step {step}: the weights are not finite any more; train anew (--no-resume) with a smaller --lr")
         if journal.wants(step):
             speed = (step - start) * args.batch_size / bar.format_dict["elapsed"]
             scalars = {name: value.item() for name, value in losses.items()}

@@ -273,12 +273,15 @@ class TestEvaluation:
             assert content[kind]["miou"] == pytest.approx(sum(measured.values()) / 3)
             assert content[kind]["pixel_accuracy"] == pytest.approx(100 * matrix.trace() / matrix.sum())
 
-    def test_the_same_maps_are_scored_once_and_other_pictures_anew(self, chain, fixed_voc, tmp_path):
-        shutil.copytree(chain.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("ckpt", "tensorboard"))
-        flags, output = data_flags(fixed_voc, tmp_path / "run"), tmp_path / "run/eval_cam.json"
+    def test_the_same_maps_are_scored_once_and_anything_else_anew(self, chain, tiny_voc, tmp_path):
+        shutil.copytree(chain.run_dir / "cam", tmp_path / "run/cam")
+        flags, output = data_flags(tiny_voc, tmp_path / "run"), tmp_path / "run/eval_cam.json"
+        assert "is complete" not in call(eval_cam.main, *flags)
         before = output.stat().st_mtime_ns
-        assert "eval_cam.json is complete" in call(eval_cam.main, *flags)
+        assert "is complete" in call(eval_cam.main, *flags)
         assert output.stat().st_mtime_ns == before
+        Image.fromarray(np.full((48, 64), 8, np.uint8)).save(tiny_voc / f"SegmentationClass/{NAMES[0]}.png")
+        assert "is complete" not in call(eval_cam.main, *flags)
         (tmp_path / "one.txt").write_text(NAMES[0])
         call(eval_cam.main, *flags, "--list", tmp_path / "one.txt")
         assert json.loads(output.read_text())["pictures"] == 1

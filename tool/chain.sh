@@ -1,4 +1,8 @@
-# Sourced by the run_*.sh scripts: how they start their stages.
+# Sourced by the run_*.sh scripts: how they read their arguments and start their stages.
+
+value() {  # value FLAG [VALUE...]: the flag's value
+    [ $# -gt 1 ] && echo "$2" || { echo "$(basename "$0"): error: $1 needs a value" >&2; return 2; }
+}
 
 launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with one process a GPU
     echo "== $2"

@@ -29,7 +29,7 @@ else
     if ! holds "$PYTHON" "$@"; then
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed as python3" >&2; exit 2; }
         echo "installing the requirements into .venv (once, some minutes)"
-        "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || {
+        "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null 2>&1 || python3 -m venv .venv || {
             echo "error: python3 -m venv failed; install Python's venv module (Debian: python3-venv)" >&2
             exit 2
         }
