@@ -39,7 +39,6 @@ def test_a_picture_at_small_scales(shared, voc_subset, release_checkpoint, tmp_p
     check_picture(golden, tmp_path / "run", "2010_005805", scales)
 
 
-@pytest.mark.slow
 def test_three_pictures_at_the_published_scales(shared, voc_subset, release_checkpoint, tmp_path):
     golden, scales = np.load(shared / "golden/cam_full3.npz", allow_pickle=False), [1.0, 0.5, 1.5, 2.0]
     names = sorted({key.split("/")[0] for key in golden.files})
