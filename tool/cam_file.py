@@ -2,7 +2,7 @@
 
 RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the picture;
 `is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16.
-The full-size maps are made on loading: they are only sums of these grids, upsampled, and some 60 times as large.
+The full-size maps are made on loading: they are only sums of these grids, upsampled, and more than 100 times as large.
 """
 
 import zipfile
