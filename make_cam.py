@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.datasets import Pyramid, Pyramids
+from data.datasets import Pyramid, Pyramids, kept_classes
 from data.images import to_stored_frame
 from data.loaders import inference_loader
 from data.registry import DATASETS, Dataset, Entry, open_dataset
@@ -86,14 +86,14 @@ def note_settings(args: argparse.Namespace, dataset: Dataset, run: stage.Stage) 
 
 def localize(model: SIPE, item: Pyramid, run: stage.Stage) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
     """The kept class ids of a picture (background first) and, for each kind of map, (k, h, w) a scale in the stored frame."""
-    keys = item.keys()
+    keys = kept_classes(item.label)
     maps = {"is_cam": [], "cam": []}
     for image in item.images:
         with run.autocast():
             found = model.localize(normalize(image[None].to(run.device)), item.label[None].to(run.device))
         for kind, grids in maps.items():
             grids.append(to_stored_frame(getattr(found, kind)[0].cpu()[keys].numpy(), item.orientation))
-    return keys.numpy(), maps
+    return keys, maps
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,11 +116,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def is_made(entry: Entry, label: np.ndarray, run: stage.Stage) -> bool:
     """Whether the picture has a whole CAM file of the classes that it is tagged with."""
-    return cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name), np.flatnonzero([1, *label]))
+    return cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name), kept_classes(label))
 
 
 def make_cams(model: SIPE, entries: list[Entry], labels: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> None:
-    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.device.type == "cuda")
+    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.on_gpu)
     for item in tqdm(loader, desc="CAM", unit="picture", disable=not run.is_main):
         keys, maps = localize(model, item, run)
         height, width = item.size if item.orientation < 5 else item.size[::-1]

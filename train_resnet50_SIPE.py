@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.datasets import Pyramids, TrainingCrops
+from data.datasets import Pyramids, TrainingCrops, kept_classes
 from data.images import read_mask, to_stored_frame
 from data.loaders import ResumableBatches, inference_loader, training_loader
 from data.registry import DATASETS, Dataset, Entry, open_dataset
@@ -165,13 +165,13 @@ def validate(model: SIPE, dataset: Dataset, entries: list[Entry], labels: np.nda
     model.eval()
     entries, labels = run.shard(entries), run.shard(labels)
     matrix = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)
-    loader = inference_loader(Pyramids(entries, labels, [1.0]), num_workers, pin_memory=run.device.type == "cuda")
+    loader = inference_loader(Pyramids(entries, labels, [1.0]), num_workers, pin_memory=run.on_gpu)
     for item in tqdm(loader, desc="validation", leave=False, disable=not run.is_main):
-        keys = item.keys()
+        keys = kept_classes(item.label)
         with run.autocast():
             found = model.localize(normalize(item.images[0][None].to(run.device)), item.label[None].to(run.device))
         label = cam_file.fuse([found.is_cam[0].cpu()[keys]], item.size, normalize=True).argmax(0).numpy()
-        prediction = keys.numpy()[to_stored_frame(label, item.orientation)]
+        prediction = keys[to_stored_frame(label, item.orientation)]
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
     model.train()
@@ -210,7 +210,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     start = restore(before, parts, last) if before else 0
     about = {"arguments": kept, "class_names": list(dataset.class_names)}
-    if args.weights == "none" and run.world_size > 1 and run.device.type == "cuda":
+    if args.weights == "none" and run.world_size > 1 and run.on_gpu:
         model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU
     parallel = (DistributedDataParallel(model) if run.world_size > 1 else model).train()
 
@@ -222,7 +222,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
         run.say(f"validation reads the pixel labels of {len(validation[0])} pictures; nothing is chosen by it")
     journal = Journal(run.run_dir / "tensorboard" if run.is_main else None, start, args.log_every, epoch_steps)
     bar = tqdm(
-        training_loader(crops, batches, args.num_workers, pin_memory=run.device.type == "cuda"),
+        training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu),
         initial=start,
         total=steps,
         desc="train",

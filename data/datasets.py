@@ -33,6 +33,11 @@ class TrainingCrops(TorchDataset):
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(self.labels[index])}
 
 
+def kept_classes(label: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Label (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: background and the labelled ones."""
+    return np.flatnonzero([1, *label])
+
+
 class Pyramid(NamedTuple):
     """A whole picture at every scale, upright."""
 
@@ -41,10 +46,6 @@ class Pyramid(NamedTuple):
     label: torch.Tensor  # (K-1,) float32 0/1
     size: tuple[int, int]  # (H, W) of the upright picture
     orientation: int  # EXIF orientation of the stored one
-
-    def keys(self) -> torch.Tensor:
-        """(k,) int64, the class ids whose maps are kept: background and the labelled ones."""
-        return torch.cat([torch.ones(1), self.label]).nonzero()[:, 0]
 
 
 class Pyramids(TorchDataset):

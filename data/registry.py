@@ -180,7 +180,7 @@ VOC = DatasetSpec(
     train_list="train_aug",
     eval_list="train",
     read_tags=_voc_tags,
-    advice="unpack VOCtrainval_11-May-2012.tar there, and add SBD's ImageSets/Segmentation/train_aug.txt",
+    advice="unpack VOCtrainval_11-May-2012.tar there, and make ImageSets/Segmentation/train_aug.txt as README says",
 )
 
 

@@ -85,6 +85,10 @@ class Stage:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
     def autocast(self) -> torch.autocast:
         """The context in which the network runs at the precision of --amp."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
