@@ -9,19 +9,19 @@ RUN_DIR/cam/NAME.npz (see tool/cam_file.py); pictures that have a whole file are
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.datasets import Pyramid, Pyramids, kept_classes
-from data.images import to_stored_frame
+from data.images import stored_size, to_stored_frame
 from data.loaders import inference_loader
 from data.registry import DATASETS, Dataset, Entry, open_dataset
 from data.transforms import normalize
-from errors import InputError
 from network.sipe import SIPE, release_names
-from tool import cam_file, checkpoint, files, stage
+from tool import cam_file, checkpoint, outputs, stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,12 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="sizes relative to the original picture, each used with its mirror (default 1.0 0.5 1.5 2.0)",
     )
     parser.add_argument("--maps", nargs="+", choices=("is_cam", "cam"), default=["is_cam", "cam"], help="maps to keep (default both)")
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="throw away all maps that are there and make them again (default off)",
-    )
+    outputs.add_flag(parser)
     args = stage.parse(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
     if not all(0 < scale <= 8 for scale in args.scales):
@@ -51,37 +46,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def delete_maps(folder: Path) -> None:
-    """Delete the maps in a folder, and then the note of how they were made."""
-    try:
-        for path in [*folder.glob("*.npz"), *folder.glob("settings.json")]:
-            path.unlink()
-    except OSError as error:
-        raise InputError(f"{folder}: its maps cannot be deleted ({error.strerror}); use another --run_dir") from None
-
-
-def note_settings(args: argparse.Namespace, dataset: Dataset, run: stage.Stage) -> None:
-    """Note in RUN_DIR/cam/settings.json how the maps are made; maps of other settings must not mix with them."""
-    path = run.run_dir / "cam/settings.json"
-    if args.overwrite and run.is_main:
-        delete_maps(path.parent)
-    run.wait()  # nobody writes before the old maps are gone
-    settings = {
+def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """What tells maps from other maps of the same picture."""
+    return {
         "checkpoint": checkpoint.fingerprint(args.ckpt),
         "scales": args.scales,
         "maps": sorted(args.maps),
         "amp": args.amp,
         "class_names": list(dataset.class_names),
     }
-    if path.is_file():
-        before = files.read_json(path)
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise InputError(f"{path}: the maps there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
-    elif any(path.parent.glob("*.npz")):
-        raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; use another --run_dir, or --overwrite")
-    elif run.is_main:
-        files.write_json(path, settings)
 
 
 def localize(model: SIPE, item: Pyramid, run: stage.Stage) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
@@ -104,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     model = SIPE(dataset.num_classes)
     checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
     with stage.start(args) as run:
-        note_settings(args, dataset, run)
-        run.wait()
+        outputs.claim(run.run_dir / "cam", settings(args, dataset), run, args.overwrite)
         mine = [i for i in run.shard(list(range(len(entries)))) if not is_made(entries[i], labels[i], run)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
         model.eval().to(run.device, memory_format=torch.channels_last)
@@ -123,10 +95,8 @@ def make_cams(model: SIPE, entries: list[Entry], labels: np.ndarray, args: argpa
     loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.on_gpu)
     for item in tqdm(loader, desc="CAM", unit="picture", disable=not run.is_main):
         keys, maps = localize(model, item, run)
-        height, width = item.size if item.orientation < 5 else item.size[::-1]
-        cam_file.save(
-            cam_file.path_of(run.run_dir, entries[item.index].name), keys, (height, width), **{kind: maps[kind] for kind in args.maps}
-        )
+        size = stored_size(item.size, item.orientation)
+        cam_file.save(cam_file.path_of(run.run_dir, entries[item.index].name), keys, size, **{kind: maps[kind] for kind in args.maps})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """torch datasets over a list of pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from .images import orientation, read_picture
+from .images import orientation, read_mask, read_picture, stored_size, to_upright_frame
 from .registry import Entry
-from .transforms import augment, pyramid, to_tensor
+from .transforms import augment, augment_pair, pyramid, to_tensor
 
 
 class TrainingCrops(TorchDataset):
@@ -31,6 +32,32 @@ class TrainingCrops(TorchDataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         crop, inside = augment(read_picture(self.entries[index].picture), self.resize_long, self.crop_size, rng)
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(self.labels[index])}
+
+
+class LabelledCrops(TorchDataset):
+    """One augmented crop of a picture and of its label: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8.
+
+    The label is 255 in the padding. What is drawn depends on seed, epoch and index alone. An item is asked for as (epoch, index).
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], labels: Sequence[Path], num_classes: int, scales: tuple[float, float], crop_size: int, seed: int
+    ):
+        self.entries, self.labels, self.num_classes = entries, labels, num_classes
+        self.scales, self.crop_size, self.seed = scales, crop_size, seed
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = epoch_and_index
+        rng = np.random.default_rng((self.seed, epoch, index))
+        path = self.entries[index].picture
+        picture, turn = read_picture(path), orientation(path)
+        stored = read_mask(self.labels[index], self.num_classes, stored_size(picture.shape[:2], turn))
+        label = to_upright_frame(stored, turn)
+        crop, inside, label = augment_pair(picture, label, self.scales, self.crop_size, rng)
+        return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(label)}
 
 
 def kept_classes(label: np.ndarray | torch.Tensor) -> np.ndarray:

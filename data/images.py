@@ -48,10 +48,21 @@ def orientation(path: Path) -> int:
     return value if value in _QUARTER_TURNS else 1
 
 
+def stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(H, W) of the stored picture, from that of the upright one."""
+    return tuple(size) if orientation < 5 else tuple(size[::-1])
+
+
 def to_stored_frame(maps: np.ndarray, orientation: int) -> np.ndarray:
     """Turn maps (..., H, W) of the upright picture back into the frame in which the picture is stored."""
     maps = np.rot90(maps, _QUARTER_TURNS[orientation], (-2, -1))
     return np.ascontiguousarray(maps[..., ::-1] if orientation in _MIRRORED else maps)
+
+
+def to_upright_frame(maps: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn maps (..., H, W) of the stored picture as it is shown: what `to_stored_frame` takes back."""
+    maps = maps[..., ::-1] if orientation in _MIRRORED else maps
+    return np.ascontiguousarray(np.rot90(maps, -_QUARTER_TURNS[orientation], (-2, -1)))
 
 
 def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -64,7 +75,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
             image.load()
             mode, mask = image.mode, np.asarray(image)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such mask; give a --list of pictures that have one") from None
+        raise InputError(f"{path}: no such label; give a --list of pictures that have one, or make it first") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable mask ({error}); replace it") from None
     if mode not in ("P", "L"):
@@ -74,8 +85,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         raise InputError(f"{path}: holds class {unknown[0]}, the dataset has 0..{num_classes - 1} and 255; correct the mask")
     if size is not None and mask.shape != tuple(size):
         raise InputError(
-            f"{path}: is {mask.shape[1]}x{mask.shape[0]}, its picture's maps {size[1]}x{size[0]}; "
-            "a mask has the size of its picture as stored"
+            f"{path}: is {mask.shape[1]}x{mask.shape[0]}, its picture {size[1]}x{size[0]}; a mask has the size of its picture as stored"
         )
     return mask
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from .datasets import Pyramids, TrainingCrops
+from .datasets import LabelledCrops, Pyramids, TrainingCrops
 
 
 class ResumableBatches(Sampler):
@@ -34,8 +34,10 @@ class ResumableBatches(Sampler):
             yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
 
-def training_loader(dataset: TrainingCrops, batches: ResumableBatches, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches of image (B, 3, C, C) uint8, inside (B, C, C) bool and label (B, K-1) float32; pin_memory where a GPU takes them."""
+def training_loader(
+    dataset: TrainingCrops | LabelledCrops, batches: ResumableBatches, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """Batches of the dataset's items, for example image (B, 3, C, C) uint8; pin_memory where a GPU takes them."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
 
 

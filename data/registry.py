@@ -115,10 +115,10 @@ class Dataset:
             row[[column[tag] for tag in tags]] = 1
         return labels
 
-    def digest(self, entries: list[Entry], labels: np.ndarray) -> str:
-        """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and labels."""
+    def digest(self, entries: list[Entry], labels: bytes) -> str:
+        """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and of what stands for the labels."""
         names = "\n".join([*self.class_names, "", *(entry.name for entry in entries)])
-        return hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()
+        return hashlib.sha256(names.encode() + labels).hexdigest()
 
     def _list_path(self, list_name: str) -> Path:
         own = self.root / self.spec.list_file.format(list_name)

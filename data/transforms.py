@@ -1,6 +1,6 @@
 """From pictures to network input: augmentation and scales on uint8, normalisation last and on the device.
 
-The augmentation is the published one (SIPE section 4.1): random long side, flip, random crop or padding.
+The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,29 @@ def augment(picture: np.ndarray, resize_long: tuple[int, int], crop_size: int, r
     picture: (H, W, 3) uint8; resize_long: smallest and largest long side, pixels. Returns the crop (C, C, 3) uint8, zero where
     padded, and (C, C) bool, True inside the picture.
     """
-    height, width = picture.shape[:2]
-    scale = rng.integers(resize_long[0], resize_long[1] + 1) / max(height, width)
-    picture = resize(picture, scale)
+    scale = rng.integers(resize_long[0], resize_long[1] + 1) / max(picture.shape[:2])
+    return _flip_and_crop(resize(picture, scale), crop_size, rng)
+
+
+def augment_pair(
+    picture: np.ndarray, label: np.ndarray, scales: tuple[float, float], crop_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Resize by a random factor, flip with probability 1/2, crop or pad at a random place: a picture together with its label.
+
+    picture: (H, W, 3) uint8; label: (H, W) uint8; scales: smallest and largest factor. Returns the crop (C, C, 3) uint8, zero where
+    padded, (C, C) bool, True inside the picture, and the label's crop (C, C) uint8, 255 where padded.
+    """
+    picture = resize(picture, rng.uniform(*scales))
+    label = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
+    crop, inside = _flip_and_crop(np.dstack([picture, label]), crop_size, rng)
+    return crop[..., :3], inside, np.where(inside, crop[..., 3], np.uint8(255))
+
+
+def _flip_and_crop(picture: np.ndarray, crop_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     source, target = zip(*(_overlap(side, crop_size, rng) for side in picture.shape[:2]))
-    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
+    crop = np.zeros((crop_size, crop_size, picture.shape[2]), np.uint8)
     inside = np.zeros((crop_size, crop_size), bool)
     crop[target] = picture[source]
     inside[target] = True

@@ -1,14 +1,14 @@
-"""The backbone: torchvision's ResNet-50 with one feature map a layer, at strides 4, 8, 16 and 16."""
+"""The backbone: torchvision's ResNet-50 with one feature map a layer, at strides 4, 4, 8, 16 and 16."""
 
 import torch
 from torch import nn
 from torchvision.models import resnet50
 
-WIDTHS = (256, 512, 1024, 2048)
+WIDTHS = (64, 256, 512, 1024, 2048)
 
 
 class ResNet50(nn.Module):
-    """Image to four feature maps; the last stride is removed and nothing is dilated (SIPE section 4.1).
+    """Image to five feature maps; the last stride is removed and nothing is dilated (SIPE section 4.1).
 
     Pretrained, it keeps its BatchNorm statistics for good and trains layer3 and layer4 alone, so that layer1 and layer2
     need no autograd graph. From scratch (`frozen=False`) every layer trains and BatchNorm learns its statistics.
@@ -35,10 +35,11 @@ class ResNet50(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) normalised -> layer1 (B, 256, H/4, W/4), layer2 (B, 512, H/8, W/8), layer3 (B, 1024, H/16, W/16),
-        layer4 (B, 2048, H/16, W/16)."""
+        """(B, 3, H, W) normalised -> stem and layer1 (B, 64 and 256, H/4, W/4), layer2 (B, 512, H/8, W/8), layer3 and layer4
+        (B, 1024 and 2048, H/16, W/16)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            layer1 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(image)))))
+            stem = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+            layer1 = self.layer1(stem)
             layer2 = self.layer2(layer1)
         layer3 = self.layer3(layer2)
-        return layer1, layer2, layer3, self.layer4(layer3)
+        return stem, layer1, layer2, layer3, self.layer4(layer3)

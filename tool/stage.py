@@ -20,8 +20,8 @@ from errors import InputError
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.ArgumentParser:
-    """An argument parser with the flags that all stages share."""
+def parser(doc: str, datasets: list[str], device: bool = True, most_workers: int | None = 8) -> argparse.ArgumentParser:
+    """An argument parser with the flags that all stages share; most_workers: of the processes that a stage starts by default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=datasets, default="voc", help="kind of dataset (default voc)")
     parser.add_argument("--dataset_root", help="folder of the dataset (default ./VOC2012 for voc)")
@@ -43,10 +43,17 @@ def parser(doc: str, datasets: list[str], device: bool = True) -> argparse.Argum
     parser.add_argument(
         "--num_workers",
         type=_count,
-        default=min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        help="processes that read pictures, for each GPU; 0 reads in the main process (default: the cores, at most 8)",
+        default=min(most_workers or sys.maxsize, _cores()),
+        help="processes that prepare or refine pictures, for each process that torchrun starts; 0 does it in the main process "
+        f"(default: the cores{f', at most {most_workers}' if most_workers else ''})",
     )
     return parser
+
+
+def _cores() -> int:
+    """The CPU cores that each of this machine's processes under torchrun may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _count(text: str) -> int:
@@ -105,6 +112,13 @@ class Stage:
     def wait(self) -> None:
         """Wait for the other processes."""
         self.gather(None)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes; it carries no gradient."""
+        value = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.world_size
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in order of rank."""

@@ -1,4 +1,4 @@
-"""Pictures of results: VOC's palette, overlays, contact sheets and bar charts."""
+"""Pictures of results: overlays, contact sheets and bar charts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,10 @@ import numpy as np
 import torch
 
 from .files import atomic_write
+from .label_file import palette
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-
-def palette() -> np.ndarray:
-    """VOC's colours: (256, 3) uint8; the bits of a class id are dealt out to red, green and blue from the top bit down."""
-    ids = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
 
 
 def overlay(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -47,6 +38,19 @@ def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor,
         shown = int(label[i].argmax()) + 1
         maps = [cv2.resize(kind[i, shown].detach().float().cpu().numpy(), picture.shape[1::-1]) for kind in (cam, is_cam)]
         lines.append(np.hstack([picture, *(heat(picture, one) for one in maps)]))
+    return np.vstack(lines)
+
+
+def edge_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4) -> np.ndarray:
+    """Crop, inter-pixel label and edges, a row for each of the first pictures.
+
+    image (B, 3, H, W) uint8, label (B, H, W) uint8, logits (B, 1, h, w). Returns (rows * H, 3 * W, 3) uint8.
+    """
+    lines = []
+    for i in range(min(rows, len(image))):
+        picture = image[i].permute(1, 2, 0).cpu().numpy()
+        edge = cv2.resize(logits[i, 0].detach().float().sigmoid().cpu().numpy(), picture.shape[1::-1])
+        lines.append(np.hstack([picture, overlay(picture, label[i].cpu().numpy()), heat(picture, edge)]))
     return np.vstack(lines)
 
 

@@ -114,7 +114,7 @@ def test_consistency_trains_the_side_branches_through_the_is_cam_alone(model):
 
 
 def test_no_graph_below_layer3(model):
-    layer1, layer2, layer3, _ = model.resnet50(torch.randn(1, 3, 32, 32))
+    _, layer1, layer2, layer3, _ = model.resnet50(torch.randn(1, 3, 32, 32))
     assert not layer1.requires_grad and not layer2.requires_grad and layer3.requires_grad
 
 

@@ -1,0 +1,194 @@
+"""Stage 6: pseudo labels for every picture, on which a segmentation network can train.
+
+    python make_seg_labels.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc --refine irn
+
+Reads the pictures of --list, RUN_DIR/cam and, for IRN, RUN_DIR/ckpt/irn.pth (or --irn_ckpt; the authors' works too). Writes
+RUN_DIR/seg_label/NAME.png (or to --label_dir), a palette PNG of class ids. Pictures that have a whole label are skipped, so a stopped
+run goes on.
+
+--refine irn   carries the maps up to the class boundaries that IRN found, by a random walk
+--refine crf   lets the dense CRF move the labels to the picture's own edges
+--refine none  takes the strongest map of each pixel
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data.images import orientation, read_picture, stored_size, to_stored_frame, to_upright_frame
+from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.transforms import normalize, to_tensor
+from network.irn import IRN, STRIDE
+from tool import cam_file, checkpoint, crf, label_file, outputs, stage
+from tool.random_walk import random_walk
+
+MAP_POWER = 1.5  # of the maps before they walk
+WALK_TOGETHER = 16  # pictures, on a GPU: it takes their many small steps in the time of one picture's
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__, list(DATASETS), most_workers=None)
+    parser.add_argument("--list", help="pictures to label: a name (train_aug) or a text file (default: the training list)")
+    parser.add_argument("--refine", choices=("irn", "crf", "none"), default="irn", help="how maps become labels (default irn)")
+    parser.add_argument("--map", choices=("is_cam", "cam"), default="is_cam", help="kind of map to start from (default is_cam)")
+    parser.add_argument("--label_dir", type=Path, help="folder of the labels (default RUN_DIR/seg_label)")
+    parser.add_argument(
+        "--save_prob",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write what a label is the maximum of, too: NAME.npz with keys (k,) and probability (k, H, W) float16 (default off)",
+    )
+    parser.add_argument(
+        "--crf_on",
+        choices=("labels", "maps"),
+        default="labels",
+        help="what the CRF starts from: hard labels, the authors' rule for COCO, or the soft maps (default labels)",
+    )
+    parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
+    parser.add_argument("--beta", type=float, default=10, help="power of the affinities of the random walk; more spreads less (default 10)")
+    parser.add_argument("--exp_times", type=int, default=8, help="the random walk takes 2 to this power steps (default 8)")
+    outputs.add_flag(parser)
+    args = stage.parse(parser, argv)
+    args.irn_ckpt = args.irn_ckpt or args.run_dir / "ckpt/irn.pth"
+    args.label_dir = args.label_dir or args.run_dir / "seg_label"
+    if not 0 < args.beta <= 1000 or not 0 <= args.exp_times <= 16:
+        parser.error("--beta is above 0 and at most 1000, --exp_times from 0 to 16")
+    return args
+
+
+def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """What tells labels from other labels of the same picture."""
+    common = {"cam": cam_file.settings(args.run_dir, dataset.class_names), "map": args.map, "refine": args.refine}
+    if args.refine == "irn":
+        return common | {"irn": checkpoint.fingerprint(args.irn_ckpt), "beta": args.beta, "exp_times": args.exp_times, "amp": args.amp}
+    return common | ({"crf": crf.SETTINGS, "crf_on": args.crf_on} if args.refine == "crf" else {})
+
+
+def paths_of(name: str, args: argparse.Namespace) -> tuple[Path, Path]:
+    """Where the label of a picture and the probabilities behind it lie."""
+    return label_file.path_of(args.label_dir, name), args.label_dir / f"{name}.npz"
+
+
+def is_made(entry: Entry, args: argparse.Namespace) -> bool:
+    label, probability = paths_of(entry.name, args)
+    return label_file.is_whole(label) and (not args.save_prob or probability.is_file())
+
+
+def save(entry: Entry, keys: np.ndarray, probability: np.ndarray, args: argparse.Namespace) -> None:
+    """Write the label of a picture from (k, H, W) maps or probabilities, and them too if they are asked for."""
+    label_path, probability_path = paths_of(entry.name, args)
+    if args.save_prob:
+        label_file.save_probability(probability_path, keys, probability)
+    label_file.save(label_path, keys[probability.argmax(0)].astype(np.uint8))
+
+
+def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> None:
+    """Write the label of one picture, with the CRF or without."""
+    picture = read_picture(entry.picture, upright=False)
+    cams = cam_file.load(cam_file.path_of(args.run_dir, entry.name), num_classes, picture.shape[:2])
+    maps = cams.maps(args.map)
+    if args.refine == "crf" and args.crf_on == "labels":
+        maps = crf.refine_label(picture, maps.argmax(0), len(maps))
+    elif args.refine == "crf":
+        maps = crf.refine_maps(picture, maps)
+    save(entry, cams.keys, maps, args)
+
+
+class Walker(NamedTuple):
+    """A picture on its way through IRN and the random walk."""
+
+    entry: Entry
+    keys: np.ndarray  # (k,) class ids, background first
+    image: torch.Tensor  # (3, H, W) uint8, upright
+    maps: torch.Tensor  # (k, ceil(H/4), ceil(W/4)) float32, upright
+    orientation: int
+
+
+def read_walker(entry: Entry, args: argparse.Namespace, num_classes: int) -> Walker:
+    """A picture and its maps, taken to IRN's grid."""
+    picture, turn = read_picture(entry.picture), orientation(entry.picture)
+    cams = cam_file.load(cam_file.path_of(args.run_dir, entry.name), num_classes, stored_size(picture.shape[:2], turn))
+    maps = torch.from_numpy(to_upright_frame(cams.maps(args.map), turn))
+    grid = [-(-side // STRIDE) for side in picture.shape[:2]]
+    maps = F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0] ** MAP_POWER
+    return Walker(entry, cams.keys, to_tensor(picture), maps, turn)
+
+
+def walk(edges: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], beta: float, exp_times: int) -> list[torch.Tensor]:
+    """The random walk of pictures of any sizes at once: (h, w) and (k, h, w) each -> (k, h, w) each.
+
+    All lie in the corner of one grid; outside of them everything is a boundary, so nothing walks there.
+    """
+    count, height, width = (max(one.shape[i] for one in maps) for i in range(3))
+
+    def padding(one: torch.Tensor) -> tuple[int, int, int, int]:
+        return 0, width - one.shape[-1], 0, height - one.shape[-2]
+
+    edge = torch.stack([F.pad(one, padding(one), value=1.0) for one in edges])
+    cams = torch.stack([F.pad(one, (*padding(one), 0, count - len(one))) for one in maps])
+    walked = random_walk(cams, edge, beta=beta, exp_times=exp_times)
+    return [one[: m.shape[0], : m.shape[1], : m.shape[2]] for one, m in zip(walked, maps)]
+
+
+def refine_together(model: IRN, crop_size: int, walkers: Sequence[Walker], args: argparse.Namespace, run: stage.Stage) -> None:
+    """Write the labels of some pictures with IRN's edges and the random walk."""
+    edges = []
+    for one in walkers:
+        with run.autocast():
+            edges.append(model.find_edges(normalize(one.image[None].to(run.device)), crop_size)[0])
+    walked = walk(edges, [one.maps.to(run.device) for one in walkers], args.beta, args.exp_times)
+    for one, maps in zip(walkers, walked):
+        height, width = one.image.shape[1:]
+        maps = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, :, :height, :width]
+        maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
+        save(one.entry, one.keys, to_stored_frame(maps.cpu().numpy(), one.orientation), args)
+
+
+def load_irn(path: Path) -> tuple[IRN, int]:
+    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with."""
+    model, content = IRN(), checkpoint.read(path)
+    checkpoint.fill(model, content.get("model", content), path)
+    arguments = content.get("arguments")
+    return model.eval(), arguments["crop_size"] if arguments else 512
+
+
+def make_labels(irn: tuple[IRN, int] | None, todo: list[Entry], args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
+    work = functools.partial(read_walker if irn else refine_alone, args=args, num_classes=num_classes)
+    results = iter(outputs.in_parallel(work, todo, args.num_workers))
+    if irn:
+        irn[0].to(run.device, memory_format=torch.channels_last)
+    with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not run.is_main) as bar:
+        while done := list(itertools.islice(results, WALK_TOGETHER if run.on_gpu else 1)):
+            if irn:
+                refine_together(*irn, done, args, run)
+            bar.update(len(done))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.refine == "crf":
+        crf.require()
+    dataset = open_dataset(args.dataset, args.dataset_root)
+    entries = dataset.entries(args.list or dataset.spec.train_list)
+    irn = load_irn(args.irn_ckpt) if args.refine == "irn" else None
+    made_by = settings(args, dataset)
+    with stage.start(args) as run:
+        outputs.claim(args.label_dir, made_by, run, args.overwrite)
+        todo = [entry for entry in run.shard(entries) if not is_made(entry, args)]
+        run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
+        make_labels(irn, todo, args, dataset.num_classes, run)
+        run.wait()
+        run.say(f"wrote {args.label_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(main))

@@ -1,0 +1,168 @@
+"""IRN: class boundaries and displacements between cells, learned from confident labels.
+
+Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .resnet50 import WIDTHS, ResNet50
+from .sipe import add_mirror
+
+Path = Sequence[tuple[int, int]]
+
+STRIDE = 4  # of both outputs
+IGNORE = 255
+EPSILON = 1e-5
+EDGE_SCALES = (1, 1, 2, 4, 4)  # from the strides of the backbone's maps to the /4 grid
+DISPLACEMENT_HEADS = ((64, 8, 1), (128, 16, 1), (256, 16, 1), (256, 16, 2), (256, 16, 2))  # width, groups, scale
+
+
+class MeanShift(nn.Module):
+    """Takes the mean displacement of the dataset away, at inference."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+
+    def forward(self, displacement: torch.Tensor) -> torch.Tensor:
+        return displacement if self.training else displacement - self.running_mean.view(-1, 1, 1)
+
+
+class IRN(nn.Module):
+    """A frozen ImageNet ResNet-50 under an edge branch and a displacement branch (IRN section 4).
+
+    Names of tensors are those of the authors' irn.pth, which therefore loads as it is.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.resnet50 = ResNet50().requires_grad_(False)
+        for i, (width, scale) in enumerate(zip(WIDTHS, EDGE_SCALES), 1):
+            self.add_module(f"fc_edge{i}", _head(width, 32, 4, scale))
+        self.fc_edge6 = nn.Conv2d(5 * 32, 1, 1)
+        for i, (width, head) in enumerate(zip(WIDTHS, DISPLACEMENT_HEADS), 1):
+            self.add_module(f"fc_dp{i}", _head(width, *head))
+        self.fc_dp6 = _head(3 * 256, 256, 16, 2)
+        self.fc_dp7 = nn.Sequential(*_head(64 + 128 + 256, 256, 16, 1), nn.Conv2d(256, 2, 1, bias=False), MeanShift(2))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "IRN":
+        super().train(mode)
+        self.resnet50.eval()
+        return self
+
+    def edge_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.named_parameters() if name.startswith("fc_edge")]
+
+    def displacement_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.named_parameters() if name.startswith("fc_dp")]
+
+    def set_mean_displacement(self, mean: torch.Tensor) -> None:
+        """Note the dataset's mean displacement (2,), which forward takes away when the network is not training."""
+        self.fc_dp7[-1].running_mean.copy_(mean)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) normalised -> edge logits (B, 1, ceil(H/4), ceil(W/4)) and displacement (B, 2, ceil(H/4), ceil(W/4)) in cells.
+
+        Displacement is (dy, dx).
+        """
+        with torch.no_grad():
+            layers = self.resnet50(image)
+        edge = [getattr(self, f"fc_edge{i}")(layer) for i, layer in enumerate(layers, 1)]
+        displacement = [getattr(self, f"fc_dp{i}")(layer) for i, layer in enumerate(layers, 1)]
+        coarse = self.fc_dp6(_join(displacement[2:]))
+        return self.fc_edge6(_join(edge)).float(), self.fc_dp7(_join([*displacement[:2], coarse])).float()
+
+    @torch.no_grad()
+    def find_edges(self, image: torch.Tensor, crop_size: int) -> torch.Tensor:
+        """Class boundaries of whole pictures of one size: (B, 3, H, W) normalised -> (B, ceil(H/4), ceil(W/4)) in [0, 1].
+
+        The logits of a picture and of its mirror are averaged. Sides shorter than the training crop are padded to crop_size with
+        0, as in training: group normalisation sees all of its input.
+        """
+        height, width = image.shape[2:]
+        padding = (0, max(crop_size - width, 0), 0, max(crop_size - height, 0))
+        logits, _ = self(F.pad(torch.cat([image, image.flip(3)]), padding))
+        logits = logits[:, 0, : -(-height // STRIDE), : -(-width // STRIDE)]
+        return (add_mirror(logits) / 2).sigmoid()
+
+
+class PairSums(NamedTuple):
+    """Sums over pairs of cells: of background, of one foreground class, and of two classes; each (3,) or (2,)."""
+
+    affinity: torch.Tensor  # (3,) of minus the log of the probability that the label calls for
+    displacement: torch.Tensor  # (2,) of the absolute error, both axes; none for pairs of two classes
+    count: torch.Tensor  # (3,) pairs
+
+
+def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[Path]) -> PairSums:
+    """What the inter-pixel losses are means of (IRN section 3.3, equations 2 to 7).
+
+    The affinity of a pair is 1 - the strongest edge on the path between its cells. Sources are the cells from which every path
+    stays on the grid.
+
+    Args:
+        logits: (B, 1, h, w) of edges.
+        displacement: (B, 2, h, w), (dy, dx) in cells.
+        label: (B, h, w) class ids, 0 for background; pairs with 255 do not count.
+        paths: cells (dy, dx), dy >= 0, from destination to source, as tool.random_walk.search_paths makes them.
+    """
+    height, width = label.shape[1:]
+    reach = max(abs(dx) for path in paths for _, dx in path)
+    rows, columns = height - reach, width - 2 * reach
+    edge = logits.sigmoid()[:, 0]
+    index = torch.arange(height * width, device=label.device).view(1, height, width)
+
+    def at(maps: torch.Tensor, y: int, x: int) -> torch.Tensor:
+        return maps[..., y : y + rows, reach + x : reach + x + columns]
+
+    sums = []
+    for path in paths:
+        with torch.no_grad():  # which cell decides; its gradient then needs no copy of the edges for every step of the path
+            strongest, decides = at(edge, *path[0]), at(index, *path[0])
+            for cell in path[1:]:
+                candidate = at(edge, *cell)
+                decides = torch.where(candidate > strongest, at(index, *cell), decides)
+                strongest = torch.maximum(candidate, strongest)
+        affinity = 1 - edge.flatten(1).gather(1, decides.flatten(1)).view(decides.shape)
+        source, target = at(label, 0, 0), at(label, *path[0])
+        known = (source != IGNORE) & (target != IGNORE)
+        background, foreground, different = (
+            known & (source == target) & (source == 0),
+            known & (source == target) & (source > 0),
+            known & (source != target),
+        )
+        surprise = -(torch.where(different, 1 - affinity, affinity) + EPSILON).log()
+        offset = torch.tensor(path[0], device=label.device).view(2, 1, 1)
+        error = (at(displacement, 0, 0) - at(displacement, *path[0]) - offset * foreground[:, None]).abs().sum(1)
+        parts = [(surprise * kind).sum() for kind in (background, foreground, different)]
+        parts += [(error * kind).sum() for kind in (background, foreground)]
+        parts += [kind.sum() for kind in (background, foreground, different)]
+        sums.append(torch.stack(parts))
+    total = torch.stack(sums).sum(0)
+    return PairSums(total[:3], total[3:5], total[5:].detach())
+
+
+def inter_pixel_losses(sums: PairSums) -> dict[str, torch.Tensor]:
+    """The four losses, each a mean over its own pairs; training adds them with a weight of 1/2 each (IRN equation 8)."""
+    background, foreground, negative = sums.affinity / (sums.count + EPSILON)
+    still, towards = sums.displacement / (2 * sums.count[:2] + EPSILON)
+    return {"positive": (background + foreground) / 2, "negative": negative, "dp_foreground": towards, "dp_background": still}
+
+
+def _head(width: int, out: int, groups: int, scale: int) -> nn.Sequential:
+    layers = [nn.Conv2d(width, out, 1, bias=False), nn.GroupNorm(groups, out)]
+    if scale > 1:
+        layers.append(nn.Upsample(scale_factor=scale, mode="bilinear", align_corners=False))
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+def _join(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate maps of one stride, cut to the first one's size: upsampling may have made a row or column too many."""
+    height, width = maps[0].shape[2:]
+    return torch.cat([one[:, :, :height, :width] for one in maps], 1)

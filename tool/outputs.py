@@ -1,0 +1,79 @@
+"""The folder that a stage fills with one file a picture: made in one way only, and by many processes at a time."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from errors import InputError
+
+from . import files, stage
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Give a stage that claims a folder the flag --overwrite."""
+    parser.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="throw away all files of this stage that are there and make them again (default off)",
+    )
+
+
+def claim(folder: Path, settings: dict[str, Any], run: stage.Stage, overwrite: bool) -> None:
+    """Note in FOLDER/settings.json how its files are made; files of other settings must not mix with them.
+
+    overwrite: throw away the files that are there. Raises InputError where they are of other or of unknown settings.
+    """
+    path = folder / "settings.json"
+    if overwrite and run.is_main:
+        _empty(folder)
+    run.wait()  # nobody writes before the old files are gone
+    if path.is_file():
+        before = files.read_json(path)
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise InputError(f"{path}: the files there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
+    elif any(_contents(folder)):
+        raise InputError(f"{path}: is missing, so nobody knows how the files beside it were made; use another --run_dir, or --overwrite")
+    elif run.is_main:
+        files.write_json(path, settings)
+    run.wait()
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if path.suffix in (".npz", ".png"))
+
+
+def _empty(folder: Path) -> None:
+    try:
+        for path in [*_contents(folder), *folder.glob("settings.json")]:  # the note last: without it they are nobody's
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); use another --run_dir") from None
+
+
+class _Calls(TorchDataset):
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]):
+        self.function, self.items = function, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.items[index])
+
+
+def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> DataLoader:
+    """Call a function on every item in worker processes (0: in this one); results come as they are ready, in any order.
+
+    A worker that dies ends the whole with an error, instead of leaving it waiting.
+    """
+    return DataLoader(_Calls(function, items), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, in_order=num_workers == 0)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
