@@ -6,18 +6,20 @@ IGNORE = 255
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pixels: truth, prediction (any shape) uint8 class ids -> (K, K) int64, rows are the truth; truth 255 is ignored."""
-    counted = truth != IGNORE
+    """Count pixels: truth, prediction (any shape) uint8 class ids -> (K, K) int64, rows are the truth; 255 in either is ignored."""
+    counted = (truth != IGNORE) & (prediction != IGNORE)
     pairs = truth[counted].astype(np.int64) * num_classes + prediction[counted]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
     """Intersection over union of each class in percent: (K, K) -> (K,) float64, NaN for a class that the truth never shows."""
-    inter = np.diag(matrix).astype(np.float64)
+    return _shares_of_union(matrix, np.diag(matrix))
+
+
+def _shares_of_union(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     truth, predicted = matrix.sum(1), matrix.sum(0)
-    union = truth + predicted - inter
-    return np.where(truth > 0, 100 * inter / np.maximum(union, 1), np.nan)
+    return np.where(truth > 0, 100 * pixels / np.maximum(truth + predicted - np.diag(matrix), 1), np.nan)
 
 
 def miou(matrix: np.ndarray) -> float | None:
@@ -26,10 +28,20 @@ def miou(matrix: np.ndarray) -> float | None:
 
 
 def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict:
-    """What is reported of a confusion matrix, ready for JSON; all but the counts in percent."""
+    """What is reported of a confusion matrix, ready for JSON; all but the counts in percent.
+
+    A class's IoU, false positive and false negative pixels are shares of its union, and add up to 100.
+    """
+
+    def by_class(values: np.ndarray) -> dict[str, float | None]:
+        return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values)}
+
+    inter = np.diag(matrix)
     return {
         "miou": miou(matrix),
         "pixel_accuracy": float(100 * np.trace(matrix) / matrix.sum()) if matrix.any() else None,
-        "iou": {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, iou(matrix))},
+        "iou": by_class(iou(matrix)),
+        "false_positive": by_class(_shares_of_union(matrix, matrix.sum(0) - inter)),
+        "false_negative": by_class(_shares_of_union(matrix, matrix.sum(1) - inter)),
         "confusion": matrix.tolist(),
     }

@@ -1,0 +1,60 @@
+"""What every evaluation shares: summed confusion matrices, a table, and the pictures that are worth a look."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from . import metrics, visualize
+from .stage import Stage
+
+EXTREMES = 4  # pictures on a contact sheet that did best, and as many that did worst
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """Changes with the size or time of any of the files, so that equal stamps mean equal scores."""
+    digest = hashlib.sha256()
+    for path in paths:
+        facts = path.stat() if os.path.isfile(path) else None
+        digest.update(f"{path.resolve()} {facts and (facts.st_size, facts.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+def add_up(results: Iterable[tuple[str, dict[str, np.ndarray]]], run: Stage) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """From (name, confusion matrix of each kind) a picture: the sums, and each picture's mIoU of its first kind, of all processes.
+
+    The sums are empty where there was no picture at all.
+    """
+    totals, scores = {}, {}
+    for name, found in results:
+        totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in found.items()}
+        score = metrics.miou(next(iter(found.values())))
+        if score is not None:
+            scores[name] = score
+    parts = run.gather((totals, scores))
+    kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
+    totals = {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}
+    return totals, {name: value for _, part in parts for name, value in part.items()}
+
+
+def print_table(heading: str, columns: dict[str, dict[str, float | None]]) -> None:
+    """Print one line a class: column title -> class name (or another line's) -> value in percent."""
+    print(f"\n{heading}")
+    print(f"{'%':<18}" + "".join(f"{title:>18}" for title in columns))
+    for line in next(iter(columns.values())):
+        values = (column[line] for column in columns.values())
+        print(f"{line:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values))
+
+
+def draw_chart(columns: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
+    """Write a PNG with one group of bars a class."""
+    series = {name: [np.nan if value is None else value for value in column.values()] for name, column in columns.items()}
+    visualize.bar_chart(series, list(next(iter(columns.values()))), title, path)
+
+
+def extremes(scores: dict[str, float]) -> list[str]:
+    """The names of the best and the worst pictures, in order."""
+    ranked = sorted(scores, key=lambda name: (-scores[name], name))
+    return ranked if len(ranked) <= 2 * EXTREMES else ranked[:EXTREMES] + ranked[-EXTREMES:]
