@@ -30,6 +30,8 @@ launch 1 train_resnet50_SIPE.py "${DATA[@]}" --weights runs/resnet50_imagenet.pt
     --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
 launch 1 make_cam.py "${DATA[@]}" --scales 1.0 0.5
 launch 1 eval_cam.py "${DATA[@]}"
+launch 1 make_seg_labels.py "${DATA[@]}" --refine crf
+launch 1 eval_seg.py "${DATA[@]}"
 echo "the pictures: $PWD/runs/demo_data/images"
 echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png"
 echo "the training: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on PASCAL VOC 2012: training, localization maps, evaluation. What is complete is skipped, what was stopped goes on.
+# The whole chain on PASCAL VOC 2012: training, localization maps, IRN, pseudo labels. What is complete is skipped, what was stopped goes on.
 #
 #   bash run_voc.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N]
 set -euo pipefail
@@ -46,3 +46,7 @@ DATA=(--dataset voc --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
 launch "$GPUS" train_resnet50_SIPE.py "${DATA[@]}"
 launch "$GPUS" make_cam.py "${DATA[@]}"
 launch 1 eval_cam.py "${DATA[@]}"
+launch 1 make_ir_labels.py "${DATA[@]}"
+launch "$GPUS" train_irn.py "${DATA[@]}"
+launch "$GPUS" make_seg_labels.py "${DATA[@]}" --refine irn
+launch 1 eval_seg.py "${DATA[@]}"

@@ -7,6 +7,8 @@ import functools
 
 import torch
 
+NO_THREADS_BELOW = 32768  # elements, torch's own grain
+
 Path = tuple[tuple[int, int], ...]
 
 
@@ -54,20 +56,28 @@ def random_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: fl
     for source, target, affinity in pairs:
         total[source] += affinity
         total[target] += affinity
-    # on a CPU map by map: so small a step is over before torch has shared it out to threads
-    parts = start.split(1) if cam.device.type == "cpu" else [start]
-    return torch.cat([_walk(part, pairs, total, 2**exp_times) for part in parts]).to(cam.dtype)
+    # on a CPU few maps at a time: so small a step is over before torch could share it out to threads
+    few = len(start) if cam.device.type != "cpu" else max(1, NO_THREADS_BELOW // edge.numel())
+    return torch.cat([_walk(part, pairs, total, 2**exp_times) for part in start.split(few)]).to(cam.dtype)
 
 
-def _walk(now: torch.Tensor, pairs: list[tuple[tuple, tuple, torch.Tensor]], total: torch.Tensor, steps: int) -> torch.Tensor:
-    after = torch.empty_like(now)
+def _walk(start: torch.Tensor, pairs: list[tuple[tuple, tuple, torch.Tensor]], total: torch.Tensor, steps: int) -> torch.Tensor:
+    """Take so many steps, from one buffer to the other and back."""
+    now, after = start.clone(), torch.empty_like(start)
+    there, back = (_moves(pairs, *buffers) for buffers in ((now, after), (after, now)))
     for _ in range(steps):
         after.copy_(now)
-        for source, target, affinity in pairs:
-            after[source].addcmul_(affinity, now[target])
-            after[target].addcmul_(affinity, now[source])
-        now, after = after.div_(total), now
+        for gathered, affinity, spread in there:
+            gathered.addcmul_(affinity, spread)
+        after.div_(total)
+        now, after, there, back = after, now, back, there
     return now
+
+
+def _moves(pairs: list[tuple[tuple, tuple, torch.Tensor]], now: torch.Tensor, after: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """A step's parts, both ways of every pair: where it adds, the affinity, what it adds."""
+    ways = ((one, other, affinity) for source, target, affinity in pairs for one, other in ((source, target), (target, source)))
+    return [(after[one], affinity, now[other]) for one, other, affinity in ways]
 
 
 def _neighbours(edge: torch.Tensor, path: Path, beta: float) -> tuple[tuple, tuple, torch.Tensor]:
