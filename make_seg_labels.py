@@ -103,8 +103,8 @@ def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> No
     save(entry, cams.keys, maps, args)
 
 
-class Walker(NamedTuple):
-    """A picture on its way through IRN and the random walk."""
+class Prepared(NamedTuple):
+    """A picture and its maps, ready for IRN and the random walk."""
 
     entry: Entry
     keys: np.ndarray  # (k,) class ids, background first
@@ -113,14 +113,14 @@ class Walker(NamedTuple):
     orientation: int
 
 
-def read_walker(entry: Entry, args: argparse.Namespace, num_classes: int) -> Walker:
-    """A picture and its maps, taken to IRN's grid."""
+def prepare(entry: Entry, args: argparse.Namespace, num_classes: int) -> Prepared:
+    """Read a picture and take its maps to IRN's grid."""
     picture, turn = read_picture(entry.picture), orientation(entry.picture)
     cams = cam_file.load(cam_file.path_of(args.run_dir, entry.name), num_classes, stored_size(picture.shape[:2], turn))
     maps = torch.from_numpy(to_upright_frame(cams.maps(args.map), turn))
     grid = [-(-side // STRIDE) for side in picture.shape[:2]]
     maps = F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0] ** MAP_POWER
-    return Walker(entry, cams.keys, to_tensor(picture), maps, turn)
+    return Prepared(entry, cams.keys, to_tensor(picture), maps, turn)
 
 
 def walk(edges: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], beta: float, exp_times: int) -> list[torch.Tensor]:
@@ -139,14 +139,14 @@ def walk(edges: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], beta: floa
     return [one[: m.shape[0], : m.shape[1], : m.shape[2]] for one, m in zip(walked, maps)]
 
 
-def refine_together(model: IRN, crop_size: int, walkers: Sequence[Walker], args: argparse.Namespace, run: stage.Stage) -> None:
+def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], args: argparse.Namespace, run: stage.Stage) -> None:
     """Write the labels of some pictures with IRN's edges and the random walk."""
     edges = []
-    for one in walkers:
+    for one in prepared:
         with run.autocast():
             edges.append(model.find_edges(normalize(one.image[None].to(run.device)), crop_size)[0])
-    walked = walk(edges, [one.maps.to(run.device) for one in walkers], args.beta, args.exp_times)
-    for one, maps in zip(walkers, walked):
+    walked = walk(edges, [one.maps.to(run.device) for one in prepared], args.beta, args.exp_times)
+    for one, maps in zip(prepared, walked):
         height, width = one.image.shape[1:]
         maps = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, :, :height, :width]
         maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
@@ -158,16 +158,16 @@ def load_irn(path: Path) -> tuple[IRN, int]:
     model, content = IRN(), checkpoint.read(path)
     checkpoint.fill(model, content.get("model", content), path)
     arguments = content.get("arguments")
-    return model.eval(), arguments["crop_size"] if arguments else 512
+    return model.eval(), arguments.get("crop_size", 512) if isinstance(arguments, dict) else 512
 
 
 def make_labels(irn: tuple[IRN, int] | None, todo: list[Entry], args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
-    work = functools.partial(read_walker if irn else refine_alone, args=args, num_classes=num_classes)
+    work = functools.partial(prepare if irn else refine_alone, args=args, num_classes=num_classes)
     results = iter(outputs.in_parallel(work, todo, args.num_workers))
     if irn:
         irn[0].to(run.device, memory_format=torch.channels_last)
     with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not run.is_main) as bar:
-        while done := list(itertools.islice(results, WALK_TOGETHER if run.on_gpu else 1)):
+        while done := list(itertools.islice(results, WALK_TOGETHER if irn and run.on_gpu else 1)):
             if irn:
                 refine_together(*irn, done, args, run)
             bar.update(len(done))

@@ -1,4 +1,4 @@
-"""Draw the README's picture from a finished run: picture, ground truth, general CAM and IS-CAM, as heat and as labels.
+"""Draw the README's picture from a finished run: picture, general CAM and IS-CAM as heat, labels before and after refinement, truth.
 
     python -m fig.draw_overview --dataset folder --dataset_root runs/demo_data --run_dir runs/demo_seed15 --names demo_0001 demo_0002
 
@@ -13,9 +13,9 @@ from PIL import Image
 from data.images import read_mask, read_picture
 from data.registry import DATASETS, open_dataset
 from errors import InputError
-from tool import cam_file, stage, visualize
+from tool import cam_file, label_file, stage, visualize
 
-COLUMNS = ("picture", "general CAM", "labels from it", "IS-CAM", "labels from it", "ground truth")
+COLUMNS = ("picture", "general CAM", "IS-CAM", "labels from it", "refined labels", "ground truth")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--names {name}: is not on the list; give names that are")
         maps = cam_file.load(cam_file.path_of(args.run_dir, name))
         picture = read_picture(entries[name].picture, upright=False)
-        shown = [picture]
-        for kind in ("cam", "is_cam"):
-            shown += [visualize.heat(picture, getattr(maps, kind)[1]), visualize.overlay(picture, maps.label(kind))]
+        refined = read_mask(label_file.path_of(args.run_dir / "seg_label", name), dataset.num_classes, maps.size)
         truth = read_mask(entries[name].mask, dataset.num_classes, maps.size)
-        rows.append((dataset.class_names[maps.keys[1]], [*shown, visualize.overlay(picture, truth)]))
+        shown = [visualize.heat(picture, maps.maps(kind)[1]) for kind in ("cam", "is_cam")]
+        shown += [visualize.overlay(picture, label) for label in (maps.label("is_cam"), refined, truth)]
+        rows.append((dataset.class_names[maps.keys[1]], [picture, *shown]))
     path = Path(__file__).with_name("overview.png")
     visualize.contact_sheet(rows, COLUMNS, path, dpi=90)
     Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=90)  # a tenth of the size

@@ -121,8 +121,8 @@ def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torc
     def at(maps: torch.Tensor, y: int, x: int) -> torch.Tensor:
         return maps[..., y : y + rows, reach + x : reach + x + columns]
 
-    sums = []
-    for path in paths:
+    sums, offsets = [], torch.tensor([path[0] for path in paths], device=label.device).view(-1, 2, 1, 1)
+    for path, offset in zip(paths, offsets):
         with torch.no_grad():  # which cell decides; its gradient then needs no copy of the edges for every step of the path
             strongest, decides = at(edge, *path[0]), at(index, *path[0])
             for cell in path[1:]:
@@ -138,7 +138,6 @@ def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torc
             known & (source != target),
         )
         surprise = -(torch.where(different, 1 - affinity, affinity) + EPSILON).log()
-        offset = torch.tensor(path[0], device=label.device).view(2, 1, 1)
         error = (at(displacement, 0, 0) - at(displacement, *path[0]) - offset * foreground[:, None]).abs().sum(1)
         parts = [(surprise * kind).sum() for kind in (background, foreground, different)]
         parts += [(error * kind).sum() for kind in (background, foreground)]

@@ -1,4 +1,4 @@
-"""make_cam.py and eval_cam.py on real pictures against the authors' program, through the files they write."""
+"""Maps and labels of real pictures against the authors' program, through the files they write."""
 
 import json
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import eval_cam
+import eval_seg
 import make_cam
+import make_seg_labels
 from tool import cam_file
 
 
@@ -52,12 +54,19 @@ def test_three_pictures_at_the_published_scales(shared, voc_subset, release_chec
 @pytest.mark.slow
 def test_miou_of_a_hundred_pictures(shared, voc_subset, release_checkpoint, tmp_path):
     names = (shared / "golden/cam_train100_names.txt").read_text().split()
-    eval_cam.main(make(tmp_path, voc_subset, release_checkpoint, names, [0.5, 0.25, 0.75, 1.0]))
+    common = make(tmp_path, voc_subset, release_checkpoint, names, [0.5, 0.25, 0.75, 1.0])
+    eval_cam.main(common)
     check_report(shared / "golden/cam_train100.json", tmp_path / "run/eval_cam.json")
-    sweep = json.loads((shared / "golden/cam_train100_crf.json").read_text())["cam_threshold_sweep"]
+    golden = json.loads((shared / "golden/cam_train100_crf.json").read_text())
+    sweep = golden["cam_threshold_sweep"]
     ours = json.loads((tmp_path / "run/eval_cam.json").read_text())["cam_background_threshold_percent_tuned_on_ground_truth"]
     for threshold, miou in sweep.items():
         assert ours[threshold] == pytest.approx(miou, abs=0.05)
+
+    make_seg_labels.main([*common, "--refine", "crf", "--device", "cpu"])
+    eval_seg.main(common)
+    refined = json.loads((tmp_path / "run/eval_seg_label.json").read_text())
+    assert refined["miou"] == pytest.approx(golden["crf_uncertain_is_background"]["miou_over_classes_in_ground_truth"], abs=0.3)
 
 
 def check_report(golden, ours):

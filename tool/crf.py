@@ -13,7 +13,13 @@ BILATERAL = {"sxy": 50, "srgb": 5, "compat": 10}
 LABEL_CERTAINTY = 0.7
 BACKGROUND_SCALE = 0.5
 UNCERTAIN = 255
-SETTINGS = {"iterations": ITERATIONS, "gaussian": GAUSSIAN, "bilateral": BILATERAL, "label_certainty": LABEL_CERTAINTY}
+SETTINGS = {
+    "iterations": ITERATIONS,
+    "gaussian": GAUSSIAN,
+    "bilateral": BILATERAL,
+    "label_certainty": LABEL_CERTAINTY,
+    "background_scale": BACKGROUND_SCALE,  # of inter-pixel labels
+}
 
 
 def require() -> None:

@@ -72,7 +72,8 @@ def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], num_worker
 
     A worker that dies ends the whole with an error, instead of leaving it waiting.
     """
-    return DataLoader(_Calls(function, items), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, in_order=num_workers == 0)
+    workers = min(num_workers, len(items))
+    return DataLoader(_Calls(function, items), batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=workers == 0)
 
 
 def _as_it_is(value: Any) -> Any:
