@@ -58,7 +58,7 @@ def settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: there are no maps; correct --run_dir or run make_cam.py first")
     if not path.is_file():
-        raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; run make_cam.py --overwrite")
+        raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; move them away and run make_cam.py")
     content = files.read_json(path)
     if content.get("class_names") != list(class_names):
         raise InputError(f"{path}: the maps are of other classes than the dataset's; use the --dataset that they were made with")

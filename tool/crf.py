@@ -35,7 +35,7 @@ def refine_label(picture: np.ndarray, label: np.ndarray, num_labels: int) -> np.
 
     picture (H, W, 3) uint8, label (H, W) in 0..num_labels-1. Returns probabilities (num_labels, H, W) float32, of sum 1.
     """
-    others = -np.log((1 - LABEL_CERTAINTY) / (num_labels - 1))
+    others = -np.log((1 - LABEL_CERTAINTY) / max(num_labels - 1, 1))
     unary = np.where(np.arange(num_labels)[:, None, None] == label, -np.log(LABEL_CERTAINTY), others)
     return _infer(picture, unary)
 

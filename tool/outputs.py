@@ -26,19 +26,21 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 def claim(folder: Path, settings: dict[str, Any], run: stage.Stage, overwrite: bool) -> None:
     """Note in FOLDER/settings.json how its files are made; files of other settings must not mix with them.
 
-    overwrite: throw away the files that are there. Raises InputError where they are of other or of unknown settings.
+    overwrite: throw away the files that are there. Raises InputError where they are of other settings, or where no note says that
+    they are a stage's: these are never deleted.
     """
     path = folder / "settings.json"
+    if not path.is_file() and any(_contents(folder)):
+        raise InputError(f"{path}: is missing, so nobody knows whose the files beside it are; use another folder, or move them away")
+    run.wait()  # nobody writes or deletes before all have looked
     if overwrite and run.is_main:
         _empty(folder)
-    run.wait()  # nobody writes before the old files are gone
+    run.wait()
     if path.is_file():
         before = files.read_json(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise InputError(f"{path}: the files there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
-    elif any(_contents(folder)):
-        raise InputError(f"{path}: is missing, so nobody knows how the files beside it were made; use another --run_dir, or --overwrite")
     elif run.is_main:
         files.write_json(path, settings)
     run.wait()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import orientation, read_mask, read_picture, to_stored_frame
+from data.images import orientation, read_mask, read_picture, stored_size, to_stored_frame, to_upright_frame
 from errors import InputError
 
 RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
@@ -119,6 +119,21 @@ def test_maps_of_the_upright_picture_go_back_to_the_stored_frame(value):
 
 
 @pytest.mark.parametrize("value", STORED)
+def test_maps_of_the_stored_picture_are_turned_as_it_is_shown(value):
+    found = to_upright_frame(np.array(STORED[value]), value)
+    assert np.array_equal(found, UPRIGHT)
+    assert found.flags.c_contiguous
+    maps = np.random.default_rng(0).random((2, 3, 4))
+    assert np.array_equal(to_stored_frame(to_upright_frame(maps, value), value), maps)
+    assert np.array_equal(to_upright_frame(to_stored_frame(maps, value), value), maps)
+
+
+@pytest.mark.parametrize("value", STORED)
+def test_stored_size_is_that_of_the_stored_picture(value):
+    assert stored_size([2, 3], value) == np.shape(STORED[value])
+
+
+@pytest.mark.parametrize("value", STORED)
 def test_a_tiff_is_turned_once_and_for_all(tmp_path, value):
     # PIL turns a TIFF as it decodes it, so its stored frame is the upright one
     Image.fromarray(blocks(np.array(STORED[value]))).convert("RGB").save(tmp_path / "a.tif", exif=exif(value))
@@ -209,12 +224,12 @@ def test_mask_with_an_unknown_class_is_refused(tmp_path):
 
 def test_mask_of_another_size_is_refused(tmp_path):
     path = save_mask(tmp_path / "a.png", [[0, 1, 2], [0, 1, 2]], True)
-    with pytest.raises(InputError, match="is 3x2, its picture's maps 2x3") as error:
+    with pytest.raises(InputError, match="is 3x2, its picture 2x3") as error:
         read_mask(path, 21, (3, 2))
     assert_one_line_naming(error, path)
 
 
 def test_missing_mask_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such mask") as error:
+    with pytest.raises(InputError, match="no such label") as error:
         read_mask(tmp_path / "a.png", 21)
     assert_one_line_naming(error, tmp_path / "a.png")

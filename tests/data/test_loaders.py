@@ -1,14 +1,18 @@
 """Batches that a stopped run takes up again, and crops that depend on nothing but their place in the run."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from data.datasets import Pyramids, TrainingCrops, kept_classes
+from data.datasets import LabelledCrops, Pyramids, TrainingCrops, kept_classes
+from data.images import to_stored_frame
 from data.loaders import ResumableBatches, inference_loader, training_loader
-from data.registry import open_dataset
+from data.registry import Entry, open_dataset
+from errors import InputError
 
 
 @pytest.fixture
@@ -16,6 +20,13 @@ def crops(tiny_voc) -> TrainingCrops:
     dataset = open_dataset("voc", tiny_voc)
     entries = dataset.entries("train")
     return TrainingCrops(entries, dataset.labels(entries), (24, 48), 32, seed=15)
+
+
+@pytest.fixture
+def labelled_crops(tiny_voc) -> LabelledCrops:
+    dataset = open_dataset("voc", tiny_voc)
+    entries = dataset.entries("train")
+    return LabelledCrops(entries, [entry.mask for entry in entries], dataset.num_classes, (0.5, 1.0), 48, seed=15)
 
 
 def epochs_of(batches: ResumableBatches) -> list[list[int]]:
@@ -98,6 +109,76 @@ def test_workers_change_nothing(crops):
     for name in ("image", "inside", "label"):
         assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, helped))
         assert torch.equal(alone[1][name], resumed[0][name])
+
+
+def test_a_labelled_crop_has_a_class_for_each_pixel(labelled_crops):
+    item = labelled_crops[0, 1]
+    assert {name: (tuple(value.shape), value.dtype) for name, value in item.items()} == {
+        "image": ((3, 48, 48), torch.uint8),
+        "inside": ((48, 48), torch.bool),
+        "label": ((48, 48), torch.uint8),
+    }
+    values = set().union(*(labelled_crops[epoch, 1]["label"].unique().tolist() for epoch in range(4)))
+    assert values == {0, 12, 255}  # background, dog, padding
+    assert len(labelled_crops) == 6
+
+
+def test_a_labelled_crop_shows_what_its_label_says(labelled_crops):
+    for epoch in range(4):
+        item = labelled_crops[epoch, 0]
+        red, _, blue = item["image"].float()
+        cat, dog = item["label"] == 8, item["label"] == 12
+        assert ((red - blue)[cat] > 0).float().mean() > 0.9  # drawn in red, the dog in blue, the background in noise
+        assert ((blue - red)[dog] > 0).float().mean() > 0.9
+        assert cat.any() and dog.any()
+        assert not item["inside"].all()
+        assert (item["label"][~item["inside"]] == 255).all() and not item["image"][:, ~item["inside"]].any()
+
+
+def test_a_labelled_crop_is_repeatable_and_differs_by_epoch_picture_and_seed(labelled_crops):
+    assert all(torch.equal(labelled_crops[2, 1][name], labelled_crops[2, 1][name]) for name in ("image", "inside", "label"))
+    crops = labelled_crops
+    other_seed = LabelledCrops(crops.entries, crops.labels, crops.num_classes, crops.scales, crops.crop_size, seed=16)
+    others = [crops[3, 1], crops[2, 2], other_seed[2, 1]]
+    assert not any(torch.equal(crops[2, 1]["image"], other["image"]) for other in others)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_in_the_stored_frame_is_turned_with_its_picture(tmp_path, orientation):
+    label = np.array([[1, 2, 3], [4, 5, 6]], np.uint8).repeat(8, 0).repeat(8, 1)  # as it is shown: no turn or mirror of it is alike
+    stored, tags = to_stored_frame(label, orientation), Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(40 * stored).convert("RGB").save(tmp_path / "a.png", exif=tags)
+    Image.fromarray(stored).save(tmp_path / "mask.png")
+    entry = Entry("a", tmp_path / "a.png", tmp_path / "none.png")
+    item = LabelledCrops([entry], [tmp_path / "mask.png"], 7, (1, 1), 24, seed=0)[0, 0]
+    found, inside = item["label"].numpy(), item["inside"].numpy()
+    assert inside.sum() == 16 * 24
+    assert np.array_equal(40 * found[inside], item["image"][0].numpy()[inside])
+    assert found[inside].reshape(16, 24).tolist() in (label.tolist(), label[:, ::-1].tolist())  # which the crop may have flipped
+
+
+@pytest.mark.parametrize(
+    ("write", "match"),
+    [
+        (lambda path: path.unlink(), "no such label"),
+        (lambda path: Image.new("L", (48, 64)).save(path), "is 48x64, its picture 64x48"),
+        (lambda path: Image.new("L", (64, 48), 21).save(path), "holds class 21"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused_by_its_path(labelled_crops, write, match):
+    path: Path = labelled_crops.labels[1]
+    write(path)
+    with pytest.raises(InputError, match=match) as error:
+        labelled_crops[0, 1]
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_labelled_crops_are_batched_like_the_others(labelled_crops):
+    batches = list(training_loader(labelled_crops, ResumableBatches(6, 4, epochs=2, seed=3), num_workers=0))
+    assert [tuple(batch["label"].shape) for batch in batches] == [(4, 48, 48)] * 2
+    first = next(iter(ResumableBatches(6, 4, epochs=2, seed=3)))
+    assert torch.equal(batches[0]["label"][2], labelled_crops[first[2]]["label"])
 
 
 def test_inference_sees_whole_pictures_one_at_a_time(tiny_voc):

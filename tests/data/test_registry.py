@@ -1,5 +1,6 @@
 """Datasets as values: where the root may be, what a list may look like, how tags become labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,18 @@ def test_missing_tags_are_refused_by_their_path(folder):
     dataset = open_dataset("folder", folder)
     with pytest.raises(InputError, match=r"tags\.csv: cannot be read"):
         dataset.labels(dataset.entries("train"))
+
+
+def test_digest_tells_pictures_classes_and_labels_apart(folder):
+    dataset = open_dataset("folder", folder)
+    entries = dataset.entries("train")
+    renamed = replace(dataset, spec=replace(dataset.spec, class_names=("background", "cat", "fox")))
+    digests = [
+        dataset.digest(entries, b"labels"),
+        dataset.digest(entries, b"other labels"),
+        dataset.digest(entries[:2], b"labels"),
+        dataset.digest(entries[::-1], b"labels"),
+        renamed.digest(entries, b"labels"),
+    ]
+    assert len(set(digests)) == 5
+    assert digests[0] == open_dataset("folder", folder).digest(dataset.entries("train"), b"labels")

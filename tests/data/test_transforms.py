@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, normalize, pyramid, resize, to_tensor
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, normalize, pyramid, resize, to_tensor
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -120,6 +120,62 @@ def test_augment_leaves_the_picture_as_it_was():
     picture = two_halves(16, 16)
     augment(picture, (16, 16), 16, np.random.default_rng(1))
     assert np.array_equal(picture, two_halves(16, 16))
+
+
+def pair(height: int = 40, width: int = 56) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of three class ids, one of them 255, and a picture that shows each in a colour of its own."""
+    blocks = np.random.default_rng(0).integers(0, 3, (height // 8, width // 8)).repeat(8, 0).repeat(8, 1)
+    return 255 * np.eye(3, dtype=np.uint8)[blocks], np.array([0, 7, 255], np.uint8)[blocks]
+
+
+def shown(crop: np.ndarray) -> np.ndarray:
+    """The class ids that a picture of `pair` shows."""
+    return np.array([0, 7, 255])[crop.argmax(2)]
+
+
+@pytest.mark.parametrize(("scales", "crop_size"), [((1.0, 1.0), 24), ((0.5, 1.5), 24), ((0.5, 1.5), 64), ((2.0, 2.0), 48)])
+def test_a_picture_and_its_label_are_cut_alike(scales, crop_size):
+    for seed in range(20):
+        crop, inside, label = augment_pair(*pair(), scales, crop_size, np.random.default_rng(seed))
+        assert (crop.shape, crop.dtype) == ((crop_size, crop_size, 3), np.uint8)
+        assert (inside.shape, inside.dtype) == ((crop_size, crop_size), bool)
+        assert (label.shape, label.dtype) == ((crop_size, crop_size), np.uint8)
+        same = (shown(crop) == label)[inside]
+        assert same.all() if scales == (1, 1) else same.mean() > 0.95  # where blocks meet, the resized picture mixes their colours
+        assert set(np.unique(label)) <= {0, 7, 255}
+        assert not crop[~inside].any()
+        assert (label[~inside] == 255).all()
+
+
+def test_half_of_the_pairs_are_flipped_together():
+    (picture, label), flipped = pair(), 0
+    for seed in range(100):
+        crop, inside, found = augment_pair(picture[:40, :40], label[:40, :40], (1, 1), 40, np.random.default_rng(seed))
+        assert inside.all()
+        is_flipped = not np.array_equal(found, label[:40, :40])
+        assert np.array_equal(found, label[:40, 39::-1] if is_flipped else label[:40, :40])
+        assert np.array_equal(crop, picture[:40, 39::-1] if is_flipped else picture[:40, :40])
+        flipped += is_flipped
+    assert 30 < flipped < 70
+
+
+def test_the_factor_takes_all_of_its_range_and_the_same_on_both_sides():
+    sizes = []
+    for seed in range(60):
+        (top, bottom), (left, right) = spans(augment_pair(*pair(), (0.5, 1.5), 96, np.random.default_rng(seed))[1])
+        sizes.append((bottom - top, right - left))
+    assert all(abs(width - height * 56 / 40) < 1.5 for height, width in sizes)
+    heights = [height for height, _ in sizes]
+    assert 20 <= min(heights) < 25 and 55 < max(heights) <= 60
+    assert len(set(heights)) > 20
+
+
+def test_a_pair_is_repeatable_and_left_as_it_was():
+    picture, label = pair()
+    first, again, other = (augment_pair(picture, label, (0.5, 1.5), 24, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[2], other[2])
+    assert all(np.array_equal(a, b) for a, b in zip((picture, label), pair()))
 
 
 def test_normalize_by_hand():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from errors import InputError
-from tool import cam_file
+from tool import cam_file, files
 
 KEYS, SIZE = np.array([0, 3, 12]), (12, 16)
 GRIDS = ((3, 4), (2, 2), (6, 8))  # one a scale
@@ -71,6 +71,30 @@ def test_each_kind_of_map_is_optional(path, kept):
     cam_file.save(path, KEYS, SIZE, **dict.fromkeys(kept, random_maps(0)))
     found = cam_file.load(path)
     assert {kind for kind in ("is_cam", "cam") if getattr(found, kind) is not None} == set(kept)
+
+
+def test_maps_are_taken_by_kind(written):
+    found = cam_file.load(written)
+    assert found.maps("is_cam") is found.is_cam
+    assert found.maps("cam") is found.cam
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("is_cam", "cam"), ("cam", "is_cam")])
+def test_a_kind_that_was_not_kept_is_refused_by_name(path, kept, missing):
+    cam_file.save(path, KEYS, SIZE, **{kept: random_maps(0)})
+    found = cam_file.load(path)
+    for read in (found.maps, found.label):
+        assert read(kept) is not None
+        with pytest.raises(InputError, match=f"holds no {missing} maps; run make_cam.py --overwrite --maps {missing}") as error:
+            read(missing)
+        assert str(error.value).startswith(f"{path}: ")
+
+
+def test_label_is_the_class_of_the_strongest_map(path):
+    maps = np.array([[[0.5, 0.1]], [[0.2, 0.3]], [[0.4, 0.2]]])
+    cam_file.save(path, KEYS, (1, 2), cam=[maps])
+    label = cam_file.load(path).label("cam")
+    assert (label.dtype, label.tolist()) == (np.uint8, [[0, 3]])
 
 
 def test_fuse_sums_the_scales_and_scales_each_map_to_one():
@@ -197,6 +221,52 @@ def test_other_kinds_of_file_are_refused(path):
     with open(path, "wb") as file:
         np.save(file, KEYS)
     assert_refused(path)
+
+
+def test_maps_of_classes_that_the_dataset_lacks_are_refused(written):
+    assert cam_file.load(written, num_classes=13).keys.max() == 12
+    with pytest.raises(InputError, match=r"holds class 12, the dataset has 0\.\.11; use the --dataset") as error:
+        cam_file.load(written, num_classes=12)
+    assert str(error.value).startswith(f"{written}: ")
+
+
+@pytest.mark.parametrize("size", [(16, 12), (12, 17)])
+def test_maps_of_a_picture_of_another_size_are_refused(written, size):
+    assert cam_file.load(written, size=SIZE).size == cam_file.load(written, size=list(SIZE)).size == SIZE
+    with pytest.raises(InputError, match=f"is for a picture of 16x12, the picture has {size[1]}x{size[0]}; delete it") as error:
+        cam_file.load(written, 13, size)
+    assert str(error.value).startswith(f"{written}: ")
+
+
+def test_settings_of_a_run_are_what_was_noted(tmp_path):
+    noted = {"class_names": ["background", "cat"], "maps": ["cam", "is_cam"], "scales": [1.0]}
+    files.write_json(tmp_path / "cam/settings.json", noted)
+    assert cam_file.settings(tmp_path, ("background", "cat")) == noted
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "is missing, so nobody knows .*; run make_cam.py --overwrite"),
+        ("{", "cannot be read"),
+        ("{}", "other classes than the dataset's; use the --dataset"),
+        ('{"class_names": ["background", "dog"]}', "other classes than the dataset's; use the --dataset"),
+    ],
+)
+def test_maps_of_unknown_origin_are_refused(tmp_path, content, match):
+    path = tmp_path / "cam/settings.json"
+    path.parent.mkdir()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=match) as error:
+        cam_file.settings(tmp_path, ("background", "cat"))
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_run_without_maps_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"there are no maps; correct --run_dir or run make_cam\.py first") as error:
+        cam_file.settings(tmp_path, ("background", "cat"))
+    assert str(error.value).startswith(f"{tmp_path / 'cam'}: ")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchvision.models import resnet50
 
 from errors import InputError
@@ -178,3 +179,24 @@ def test_an_unwritable_folder_is_noticed_before_the_download(monkeypatch: pytest
     monkeypatch.setattr(imagenet_weights, "fetch_torchvision", lambda: pytest.fail("downloaded"))
     with pytest.raises(InputError, match="cannot be written"):
         imagenet_weights.main([str(tmp_path / "file" / "out.pth")])
+
+
+def test_a_backbone_starts_from_torchvision_or_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    state = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
+    torch.save({name: -value for name, value in state.items()}, tmp_path / "own.pth")
+    monkeypatch.setattr(imagenet_weights, "fetch_torchvision", lambda: state | {"fc.weight": torch.ones(5)})
+    model = nn.Linear(2, 1)
+    imagenet_weights.start_backbone(model, "imagenet")
+    assert (model.weight.tolist(), model.bias.tolist()) == ([[1, 2]], [3])
+    imagenet_weights.start_backbone(model, str(tmp_path / "own.pth"))
+    assert (model.weight.tolist(), model.bias.tolist()) == ([[-1, -2]], [-3])
+
+
+def test_without_torchvisions_weights_a_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable() -> dict:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(imagenet_weights, "fetch_torchvision", unreachable)
+    with pytest.raises(InputError, match=r"^--weights imagenet: .*no route to host.*python -m tool\.imagenet_weights FILE") as error:
+        imagenet_weights.start_backbone(nn.Linear(2, 1), "imagenet")
+    assert "\n" not in str(error.value)

@@ -21,6 +21,11 @@ def test_ignored_pixels_do_not_count():
     assert confusion(truth, prediction, 2).tolist() == [[1, 0], [0, 1]]
 
 
+def test_pixels_without_a_prediction_do_not_count():
+    truth, prediction = np.array([0, 0, 255, 1], np.uint8), np.array([0, 255, 255, 1], np.uint8)
+    assert confusion(truth, prediction, 2).tolist() == [[1, 0], [0, 1]]
+
+
 def test_a_wholly_ignored_picture_counts_nothing():
     matrix = confusion(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 3)
     assert (matrix.shape, matrix.dtype) == ((3, 3), np.int64)
@@ -57,22 +62,30 @@ def test_iou_of_a_class_that_the_truth_never_shows_is_nan():
 
 def test_summary_by_hand():
     found = summary(MATRIX, ("background", "cat"))
-    assert found.keys() == {"miou", "pixel_accuracy", "iou", "confusion"}
+    assert found.keys() == {"miou", "pixel_accuracy", "iou", "false_positive", "false_negative", "confusion"}
     assert found["miou"] == pytest.approx((200 / 3 + 50) / 2)
     assert found["pixel_accuracy"] == pytest.approx(75)
     assert found["iou"] == pytest.approx({"background": 200 / 3, "cat": 50})
+    assert found["false_positive"] == pytest.approx({"background": 100 / 9, "cat": 100 / 3})  # 1 of 9 pixels, 2 of 6
+    assert found["false_negative"] == pytest.approx({"background": 200 / 9, "cat": 100 / 6})  # 2 of 9 pixels, 1 of 6
     assert found["confusion"] == [[6, 2], [1, 3]]
+
+
+def test_the_shares_of_a_classs_union_add_up_to_all_of_it():
+    found = summary(np.random.default_rng(0).integers(0, 9, (4, 4)), tuple("abcd"))
+    for name in "abcd":
+        assert found["iou"][name] + found["false_positive"][name] + found["false_negative"][name] == pytest.approx(100)
 
 
 def test_summary_leaves_absent_classes_out_of_the_mean():
     found = summary(np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), ("background", "cat", "dog"))
     assert found["miou"] == pytest.approx((200 / 3 + 50) / 2)
-    assert found["iou"]["dog"] is None
+    assert found["iou"]["dog"] is found["false_positive"]["dog"] is found["false_negative"]["dog"] is None
 
 
 def test_summary_of_nothing_is_none_and_everything_is_json():
     found = summary(np.zeros((2, 2), np.int64), ("background", "cat"))
     assert found["miou"] is None and found["pixel_accuracy"] is None
-    assert found["iou"] == {"background": None, "cat": None}
+    assert found["iou"] == found["false_positive"] == found["false_negative"] == {"background": None, "cat": None}
     for matrix in (MATRIX, np.zeros((2, 2), np.int64)):
         json.dumps(summary(matrix, ("background", "cat")), allow_nan=False)

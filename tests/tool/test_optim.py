@@ -1,10 +1,10 @@
-"""The shared optimizer: two groups and one schedule."""
+"""The shared optimizer: two groups, one schedule, and one step down."""
 
 import pytest
 import torch
 from torch import nn
 
-from tool.optim import poly_sgd
+from tool.optim import descend, poly_sgd
 
 
 def make(steps: int = 10, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0):
@@ -59,3 +59,43 @@ def test_a_schedule_goes_on_where_it_was_saved():
         another.step()
     rates = [[group["lr"] for group in each.param_groups] for each in (optimizer, other_optimizer)]
     assert rates[0] == rates[1] == pytest.approx([0.1 * 0.5**0.9, 0.5**0.9])
+
+
+def scaler(**more) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=bool(more), **more)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "factor"), [(None, 1.0), (10.0, 1.0), (2.5, 0.5)], ids=["unclipped", "below the limit", "above the limit"]
+)
+@pytest.mark.parametrize("scale", [None, 1024.0], ids=["float32", "scaled"])
+def test_descend_clips_the_gradient_and_returns_its_norm_of_before(max_norm, factor, scale):
+    backbone, head, optimizer, schedule = make(lr=0.1)
+    limit = {} if max_norm is None else {"max_norm": max_norm}
+    norm = descend((3 * backbone + 4 * head).sum(), optimizer, schedule, scaler(**{"init_scale": scale} if scale else {}), **limit)
+    assert norm.item() == pytest.approx(5)
+    assert (backbone.item(), head.item()) == pytest.approx((1 - 0.1 * 3 * factor, 1 - 4 * factor), abs=1e-6)
+
+
+def test_descend_forgets_the_gradient_of_the_step_before():
+    backbone, head, optimizer, schedule = make(lr=0.1)
+    norms = [descend((3 * backbone + 4 * head).sum(), optimizer, schedule, scaler()).item() for _ in range(2)]
+    assert norms == pytest.approx([5, 5])
+
+
+def test_descend_takes_the_schedule_along():
+    backbone, head, optimizer, schedule = make(steps=10, lr=0.1)
+    for step in range(1, 4):
+        descend((backbone + head).sum(), optimizer, schedule, scaler())
+        assert schedule.get_last_lr()[0] == pytest.approx(0.1 * (1 - step / 10) ** 0.9)
+
+
+def test_a_step_that_overflows_is_left_out_of_weights_and_schedule():
+    backbone, head, optimizer, schedule = make(lr=0.1)
+    half = scaler(init_scale=1024.0)
+    norm = descend((torch.inf * backbone + head).sum(), optimizer, schedule, half)
+    assert not norm.isfinite()
+    assert (backbone.item(), head.item(), schedule.get_last_lr()[0], half.get_scale()) == (1, 1, 0.1, 512)
+    descend((backbone + head).sum(), optimizer, schedule, half)
+    assert backbone.item() == pytest.approx(0.9)
+    assert schedule.get_last_lr()[0] == pytest.approx(0.1 * 0.9**0.9)

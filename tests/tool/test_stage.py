@@ -1,6 +1,7 @@
 """What the stage scripts share: devices, folders, processes, and errors in one line."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_one_process_gathers_its_own_value():
     assert place().gather({"a": 1}) == [{"a": 1}]
 
 
+def test_one_processs_mean_is_its_own_value_without_its_gradient():
+    value = torch.tensor([3.0, 5.0], requires_grad=True)
+    mean = place().mean(value)
+    assert (mean.tolist(), mean.requires_grad) == ([3, 5], False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_the_mean_is_over_all_processes_and_leaves_the_value_as_it_was(monkeypatch, dtype):
+    monkeypatch.setattr(stage.dist, "all_reduce", lambda value: value.add_(torch.tensor([4, 0])))  # what the other process has
+    value = torch.tensor([3, 5], dtype=dtype)
+    assert place(world_size=2).mean(value).tolist() == [3.5, 2.5]
+    assert value.tolist() == [3, 5]
+
+
 def test_only_the_first_process_speaks(capsys):
     place(rank=0, world_size=2).say("once")
     place(rank=1, world_size=2).say("twice")
@@ -134,6 +149,28 @@ def test_shared_flags_have_help_and_defaults():
     assert (args.dataset, args.run_dir, args.device, args.amp) == ("voc", Path("runs/old"), "auto", "off")
     assert all(action.help for action in parser._actions)
     assert not hasattr(stage.parser("doc", ["voc"], device=False).parse_args([]), "device")
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "most", "expected"),
+    [(64, None, 8, 8), (64, None, None, 64), (3, None, 8, 3), (64, 16, 8, 4), (64, 16, None, 4), (2, 4, None, 1)],
+)
+def test_default_workers_share_out_the_cores(monkeypatch, cores, processes, most, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    parser = stage.parser("doc", ["voc"], most_workers=most)
+    assert parser.parse_args([]).num_workers == expected
+    assert ("at most 8" in " ".join(parser.format_help().split())) == (most == 8)
+    assert parser.parse_args(["--num_workers", "0"]).num_workers == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "many", ""])
+def test_workers_are_a_whole_number(value, capsys):
+    with pytest.raises(SystemExit):
+        stage.parser("doc", ["voc"]).parse_args(["--num_workers", value])
+    assert "is not a whole number from 0 up" in capsys.readouterr().err
 
 
 def test_seeding_repeats_torchs_draws():

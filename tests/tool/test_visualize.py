@@ -1,4 +1,4 @@
-"""Pictures of results: VOC's colours, and PNGs that open again with the shape that was meant."""
+"""Pictures of results: what is painted where, and PNGs that open again with the shape that was meant."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tool.visualize import bar_chart, contact_sheet, heat, overlay, palette, training_sheet
+from tool.visualize import bar_chart, contact_sheet, edge_sheet, heat, overlay, training_sheet
 
 
 def grey(height: int = 12, width: int = 16) -> np.ndarray:
@@ -22,16 +22,6 @@ def opened(path: Path) -> np.ndarray:
         pixels = np.asarray(image.convert("RGB"))
     assert len(np.unique(pixels)) > 2
     return pixels
-
-
-def test_palette_is_vocs():
-    colours = palette()
-    assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
-    assert colours[:6].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
-    assert colours[15].tolist() == [192, 128, 128]  # person
-    assert colours[20].tolist() == [0, 64, 128]  # tvmonitor
-    assert colours[255].tolist() == [224, 224, 192]
-    assert len(np.unique(colours, axis=0)) == 256
 
 
 def test_overlay_paints_objects_and_leaves_the_background():
@@ -70,6 +60,24 @@ def test_training_sheet_shows_the_first_labelled_class():
     sheet = training_sheet(image, maps, 1 - maps, torch.tensor([[0.0, 1.0, 1.0]]))
     assert sheet[0, 8, 0] > 0 and sheet[0, 8, 2] == 0  # hot
     assert sheet[0, 16, 0] == 0 and sheet[0, 16, 2] > 0  # cold
+
+
+@pytest.mark.parametrize(("batch", "rows", "expected"), [(3, 2, 2), (1, 4, 1)])
+def test_edge_sheet_has_a_row_a_picture_and_three_columns(batch, rows, expected):
+    image, label = torch.full((batch, 3, 12, 16), 100, dtype=torch.uint8), torch.zeros(batch, 12, 16, dtype=torch.uint8)
+    sheet = edge_sheet(image, label, torch.zeros(batch, 1, 3, 4, requires_grad=True), rows)
+    assert (sheet.shape, sheet.dtype) == ((expected * 12, 3 * 16, 3), np.uint8)
+    assert (sheet[:, :32] == 100).all()  # a label of background paints nothing
+    assert (sheet[:, 32:, 1] > sheet[:, 32:, [0, 2]].max(2)).all()  # a logit of 0 is an even chance, between red and blue
+
+
+def test_edge_sheet_shows_label_and_edge():
+    label = torch.tensor([[[0] * 4 + [1] * 4] * 8], dtype=torch.uint8)
+    logits = torch.tensor([[[[-9.0, 9.0]] * 2]]).bfloat16()
+    sheet = edge_sheet(torch.full((1, 3, 8, 8), 100, dtype=torch.uint8), label, logits)
+    assert np.array_equal(sheet[:, 8:16], overlay(sheet[:, :8], label[0].numpy()))
+    assert sheet[0, 16, 2] > sheet[0, 16, 0]  # cold
+    assert sheet[0, 23, 0] > sheet[0, 23, 2]  # hot
 
 
 def test_contact_sheet_is_a_readable_png(tmp_path):

@@ -1,0 +1,97 @@
+"""The dense CRF: labels that follow flat colours, agreement with the authors' program, and what stands in where it is missing."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import read_picture
+from errors import InputError
+from tool import crf
+
+COLOURS = [[200, 40, 40], [40, 40, 200], [40, 200, 40]]
+
+
+def stripes(count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (24, 16 * count, 3) of upright stripes, each of one flat colour, and the stripe that each pixel is of."""
+    label = np.repeat(np.arange(count), 16)[None].repeat(24, 0)
+    return np.array(COLOURS, np.uint8)[label], label
+
+
+def assert_probabilities(found: np.ndarray, shape: tuple[int, int, int]) -> None:
+    assert (found.shape, found.dtype) == (shape, np.float32)
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_wrong_pixels_take_the_label_of_their_colour():
+    picture, truth = stripes()
+    label = truth.copy()
+    label[4:7, 5:8] = 1
+    label[15, 20] = 0
+    found = crf.refine_label(picture, label, 2)
+    assert_probabilities(found, (2, 24, 32))
+    assert np.array_equal(found.argmax(0), truth)
+
+
+def test_soft_maps_are_corrected_too():
+    picture, truth = stripes()
+    maps = np.where(np.arange(2)[:, None, None] == truth, 0.6, 0.3).astype(np.float32)
+    maps[:, 10, 3] = 0.1, 0.9
+    maps[:, 12, 20] = 0  # no map says anything
+    found = crf.refine_maps(picture, maps)
+    assert_probabilities(found, (2, 24, 32))
+    assert np.array_equal(found.argmax(0), truth)
+
+
+def test_a_label_that_no_pixel_has_stays_away():
+    picture, _ = stripes()
+    for label in (0, 2):
+        found = crf.refine_label(picture, np.full((24, 32), label), 3)
+        assert_probabilities(found, (3, 24, 32))
+        assert (found.argmax(0) == label).all()
+
+
+def test_a_read_only_picture_and_a_turned_one_are_taken_as_they_are():
+    picture, truth = stripes()
+    picture.setflags(write=False)
+    before, found = picture.copy(), crf.refine_label(picture, truth, 2)
+    assert np.array_equal(found.argmax(0), truth)
+    assert np.array_equal(picture, before)
+    turned = crf.refine_label(picture.swapaxes(0, 1), truth.T, 2)
+    assert np.array_equal(turned.argmax(0), truth.T)
+
+
+def test_inter_pixel_labels_by_hand():
+    # foreground wins; background wins, but not by twice; background wins by more than twice
+    picture, stripe = stripes(3)
+    maps = np.array([[0.2, 0.6, 0.9], [0.8, 0.5, 0.1]], np.float32)[:, stripe]
+    found = crf.inter_pixel_label(picture, maps, np.array([0, 7]))
+    assert (found.shape, found.dtype) == ((24, 48), np.uint8)
+    assert np.array_equal(found, np.array([7, 255, 0])[stripe])
+
+
+@pytest.mark.parametrize("name", ["2007_009216", "2010_002527", "2010_005805"])
+def test_inter_pixel_labels_agree_with_the_authors_program(shared, voc_subset, name):
+    picture = read_picture(voc_subset / f"JPEGImages/{name}.jpg", upright=False)
+    golden = np.load(shared / "golden/cam_full3.npz", allow_pickle=False)
+    maps = golden[f"{name}/is_cam"].astype(np.float32).repeat(2, 1).repeat(2, 2)[:, : picture.shape[0], : picture.shape[1]]
+    expected = np.asarray(Image.open(shared / f"golden/ir_label_{name}.png"))
+    found = crf.inter_pixel_label(picture, maps, golden[f"{name}/keys"])
+    assert found.shape == expected.shape
+    assert (found == expected).mean() >= 0.999
+
+
+def test_require_is_content_where_the_package_is_installed():
+    crf.require()
+
+
+@pytest.mark.parametrize("module", ["pydensecrf", "pydensecrf.densecrf"])
+def test_require_says_what_to_install(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, "pydensecrf", sys.modules.get("pydensecrf"))
+    monkeypatch.delitem(sys.modules, "pydensecrf.densecrf", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match="pip install pydensecrf2") as error:
+        crf.require()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,199 @@
+"""A stage's folder: made in one way only; and its work, done once each whatever the number of workers."""
+
+import argparse
+import os
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from errors import InputError
+from tool import outputs, stage
+
+SETTINGS = {"scales": [1.0, 0.5], "map": "is_cam"}
+
+in_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
+
+
+class Silent(stage.Stage):
+    """One of several processes, which has nobody to wait for."""
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cam"
+
+
+def claim(folder: Path, settings: dict, overwrite: bool = False, rank: int = 0) -> None:
+    outputs.claim(folder, settings, Silent(torch.device("cpu"), rank, 2, folder.parent), overwrite)
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def filled(folder: Path) -> Path:
+    """A claimed folder with two files of the stage's and one of somebody else's."""
+    claim(folder, SETTINGS)
+    for name in ("a.npz", "b.png", "notes.txt"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_overwrite_is_a_flag_that_is_off():
+    parser = argparse.ArgumentParser()
+    outputs.add_flag(parser)
+    assert not parser.parse_args([]).overwrite
+    assert parser.parse_args(["--overwrite"]).overwrite
+
+
+def test_the_first_claim_notes_the_settings(folder):
+    claim(folder, SETTINGS)
+    assert contents(folder) == {"settings.json"}
+    claim(folder, SETTINGS)
+    with pytest.raises(InputError):
+        claim(folder, SETTINGS | {"map": "cam"})
+
+
+def test_the_same_settings_again_leave_everything_as_it_is(filled):
+    before = (filled / "settings.json").stat().st_mtime_ns
+    claim(filled, SETTINGS)
+    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
+    assert (filled / "settings.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"map": "cam"}, "another map;"), ({"map": "cam", "scales": [1.0]}, "another scales and map;"), ({"beta": 10}, "another beta;")],
+)
+def test_other_settings_are_refused_by_name(filled, changes, named):
+    with pytest.raises(InputError, match=named) as error:
+        claim(filled, SETTINGS | changes)
+    assert str(error.value).startswith(f"{filled / 'settings.json'}: ")
+    assert str(error.value).endswith("use another --run_dir, or --overwrite")
+    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
+
+
+@pytest.mark.parametrize("name", ["a.npz", "b.png"])
+def test_files_of_unknown_settings_are_refused(folder, name):
+    folder.mkdir()
+    (folder / name).touch()
+    with pytest.raises(InputError, match=r"settings\.json: is missing"):
+        claim(folder, SETTINGS)
+    assert contents(folder) == {name}
+
+
+def test_files_of_others_are_no_hindrance(folder):
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    claim(folder, SETTINGS)
+    assert contents(folder) == {"settings.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("content", ["", '{"map"', "[1]"])
+def test_damaged_settings_are_refused_by_name(filled, content):
+    (filled / "settings.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be read") as error:
+        claim(filled, SETTINGS)
+    assert str(error.value).startswith(f"{filled / 'settings.json'}: ")
+
+
+def test_overwrite_throws_away_what_the_stage_made_and_nothing_else(filled):
+    claim(filled, {"map": "cam"}, overwrite=True)
+    assert contents(filled) == {"settings.json", "notes.txt"}
+    claim(filled, {"map": "cam"})
+
+
+def test_overwrite_of_a_folder_that_is_not_there_is_a_first_claim(folder):
+    claim(folder, SETTINGS, overwrite=True)
+    assert contents(folder) == {"settings.json"}
+
+
+def test_what_cannot_be_thrown_away_is_said_and_the_note_stays(filled):
+    (filled / "c.npz").mkdir()
+    with pytest.raises(InputError, match="cannot be deleted") as error:
+        claim(filled, {"map": "cam"}, overwrite=True)
+    assert str(error.value).startswith(f"{filled}: ")
+    assert (filled / "settings.json").is_file()
+
+
+def test_only_the_main_process_writes_and_throws_away(folder):
+    claim(folder, SETTINGS, rank=1)
+    assert not folder.exists()
+    claim(folder, SETTINGS)
+    (folder / "a.npz").touch()
+    claim(folder, SETTINGS, overwrite=True, rank=1)
+    assert contents(folder) == {"settings.json", "a.npz"}
+
+
+def do_all(function, items, num_workers: int) -> list:
+    """All results. What an error's frames hold is let go at once: collected later, a loader would wait 5 seconds for each worker."""
+    try:
+        return list(outputs.in_parallel(function, items, num_workers))
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def square(item: int) -> dict:
+    return {"item": item, "path": Path(str(item)), "values": np.full(2, item**2)}
+
+
+@in_workers
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_every_item_is_done_once_and_comes_back_as_it_is(num_workers):
+    found = do_all(square, range(7), num_workers)
+    assert sorted(one["item"] for one in found) == list(range(7))
+    for one in found:
+        assert one["path"] == Path(str(one["item"]))
+        assert isinstance(one["values"], np.ndarray) and one["values"].tolist() == [one["item"] ** 2] * 2
+
+
+@in_workers
+def test_work_is_done_in_the_workers():
+    def process(item: int) -> int:
+        return os.getpid()
+
+    assert set(do_all(process, range(3), 0)) == {os.getpid()}
+    assert os.getpid() not in do_all(process, range(3), 1)
+
+
+@pytest.mark.parametrize(("items", "num_workers", "started"), [(5, 2, 2), (2, 8, 2), (0, 8, 0)])
+def test_no_worker_is_without_an_item(items, num_workers, started):
+    assert outputs.in_parallel(square, range(items), num_workers).num_workers == started
+
+
+@in_workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_no_items_are_no_work(num_workers):
+    assert do_all(square, [], num_workers) == []
+
+
+def refuse_the_third(item: int) -> int:
+    if item == 2:
+        raise InputError(f"{item}.jpg: not a readable picture; replace it")
+    return item
+
+
+@in_workers
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_what_the_user_can_mend_reaches_the_stage_as_one_line(num_workers, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_ir_labels.py"])
+    assert stage.run(lambda: do_all(refuse_the_third, range(4), num_workers)) == 2
+    assert capsys.readouterr().err == "make_ir_labels.py: error: 2.jpg: not a readable picture; replace it\n"
+
+
+def die(item: int) -> None:
+    os._exit(1)
+
+
+@in_workers
+def test_a_worker_that_dies_ends_the_whole():
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        do_all(die, range(4), 1)
