@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on pictures that the project draws itself: set-up, training, localization maps, evaluation, in minutes on a CPU.
+# The main job on pictures that the project draws itself: set-up, training, localization maps, refined labels, in minutes on a CPU.
 #
 #   bash run_demo.sh [--run_dir DIR] [--seed N]
 set -euo pipefail
@@ -33,5 +33,5 @@ launch 1 eval_cam.py "${DATA[@]}"
 launch 1 make_seg_labels.py "${DATA[@]}" --refine crf
 launch 1 eval_seg.py "${DATA[@]}"
 echo "the pictures: $PWD/runs/demo_data/images"
-echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png"
+echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; the refined labels: $RUN_DIR/eval_seg_label_sheet.png"
 echo "the training: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -247,7 +247,7 @@ def test_settings_of_a_run_are_what_was_noted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (None, "is missing, so nobody knows .*; run make_cam.py --overwrite"),
+        (None, "is missing, so nobody knows .*; move them away and run make_cam.py"),
         ("{", "cannot be read"),
         ("{}", "other classes than the dataset's; use the --dataset"),
         ('{"class_names": ["background", "dog"]}', "other classes than the dataset's; use the --dataset"),

@@ -80,12 +80,13 @@ def test_other_settings_are_refused_by_name(filled, changes, named):
     assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["a.npz", "b.png"])
-def test_files_of_unknown_settings_are_refused(folder, name):
+def test_files_of_unknown_origin_are_refused_and_never_deleted(folder, name, overwrite):
     folder.mkdir()
     (folder / name).touch()
     with pytest.raises(InputError, match=r"settings\.json: is missing"):
-        claim(folder, SETTINGS)
+        claim(folder, SETTINGS, overwrite)
     assert contents(folder) == {name}
 
 
