@@ -10,6 +10,8 @@ from PIL import Image
 
 from network.sipe import SIPE, release_names
 
+pytest.register_assert_rewrite("common")
+
 SHARED = Path(os.environ.get("SIPE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 
 

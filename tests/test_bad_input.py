@@ -1,5 +1,6 @@
 """What a user can get wrong ends in one clear line: which file, what to do; nothing is executed, nothing is left half-written."""
 
+import json
 import os
 import pickle
 import re
@@ -11,22 +12,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import FIRST, NAMES, cut_in_half, draw_maps, note_maps, times_below, write_lines
 from PIL import Image
 
 import eval_cam
+import eval_seg
 import make_cam
+import make_ir_labels
+import make_seg_labels
+import train_irn
 import train_resnet50_SIPE as train
 from data.registry import VOC_CLASSES, open_dataset
 from errors import InputError
+from network.irn import IRN
 from network.sipe import SIPE, release_names
-from tool import cam_file, checkpoint, files
+from tool import cam_file, checkpoint, files, label_file, stage
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [f"2007_{i:06d}" for i in range(6)]
-FIRST = NAMES[0]
-STAGES = [train, make_cam, eval_cam]
+STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg]
 TRAIN = ["--device", "cpu", "--batch_size", 2, "--crop_size", 32, "--resize_long", 32, 48, "--weights", "none"]
 MAP = ["--device", "cpu", "--scales", 0.5]
+IRN_TRAIN = ["--device", "cpu", "--batch_size", 2, "--crop_size", 80]
+LABEL = ["--device", "cpu", "--refine", "none"]
+LABEL_BY_IRN = ["--device", "cpu", "--irn_ckpt"]
+MAP_READERS = [eval_cam, make_ir_labels, make_seg_labels]
+LABELS_NOTE = r"run/(ir|seg)_label/settings\.json"  # what a stage that makes labels writes first
 
 
 class Payload:
@@ -51,29 +61,20 @@ def torch_legacy(path: Path, content: dict) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
+def draw_labels(folder: Path, names: list[str] = NAMES) -> None:
+    """Label images that need no maps: background above, dog in the middle, unknown below."""
+    label = np.repeat(np.array([0, 12, 255], np.uint8), 16)[:, None].repeat(64, 1)
+    for name in names:
+        label_file.save(label_file.path_of(folder, name), label)
+    files.write_json(folder / "settings.json", {"map": "is_cam"})
+
+
 def flags_of(script, ckpt: Path) -> list:
-    return {train: TRAIN, make_cam: [*MAP, "--ckpt", ckpt], eval_cam: []}[script]
+    return {train: TRAIN, make_cam: [*MAP, "--ckpt", ckpt], train_irn: IRN_TRAIN, make_seg_labels: LABEL}.get(script, [])
 
 
 def write_list(root: Path, *lines: str) -> Path:
-    path = root.parent / "list.txt"
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def cut_in_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def draw_maps(run_dir: Path, names: list[str] = NAMES, **more) -> None:
-    """CAM files that need no network."""
-    maps = np.stack([np.linspace(0, 1, 12).reshape(3, 4), np.linspace(1, 0, 12).reshape(3, 4)])
-    for name in names:
-        cam_file.save(cam_file.path_of(run_dir, name), [0, 12], (48, 64), is_cam=[maps], **more)
-
-
-def tree(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return write_lines(root.parent / "list.txt", *lines)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def refused(tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
 
     def refused(script, *flags, names: str | list[str], run_dir: Path | None = None, begins: str | None = None) -> str:
         run_dir = run_dir or tmp_path / "run"
-        existed, before = run_dir.exists(), tree(tmp_path)
+        existed, before = run_dir.exists(), times_below(tmp_path)
         common = ["--dataset_root", tiny_voc, "--run_dir", run_dir, "--num_workers", 0]
         with pytest.raises(InputError) as caught:
             script.main([str(flag) for flag in (*common, *flags)])
@@ -91,7 +92,7 @@ def refused(tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
         assert "; " in message
         for name in [names] if isinstance(names, str) else names:
             assert name in message
-        after = tree(tmp_path)
+        after = times_below(tmp_path)
         assert all(re.fullmatch(begins or "", path) for path in after.keys() - before.keys())
         assert before.items() <= after.items()
         assert existed or begins is not None or not run_dir.exists()
@@ -236,11 +237,24 @@ class TestMasks:
 
 
 class TestPlace:
-    @pytest.mark.parametrize("script", STAGES, ids=lambda script: script.__name__)
+    @pytest.mark.parametrize("script", [train, make_cam, *MAP_READERS], ids=lambda script: script.__name__)
     def test_run_dir_below_a_file(self, refused, script, tmp_path, checkpoints):
         (tmp_path / "file").write_text("in the way")
         run_dir = tmp_path / "file/run"
         refused(script, *flags_of(script, checkpoints["ours"]), run_dir=run_dir, names=[str(run_dir), "--run_dir"])
+
+    def test_scores_below_a_file(self, refused, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        draw_labels(tmp_path / "labels")
+        names = [str(tmp_path / "file/run"), "--run_dir"]
+        refused(eval_seg, "--label_dir", tmp_path / "labels", run_dir=tmp_path / "file/run", names=names)
+
+    def test_labels_below_a_file(self, refused, tmp_path):
+        draw_maps(tmp_path / "run")
+        (tmp_path / "file").write_text("in the way")
+        refused(
+            make_seg_labels, *LABEL, "--label_dir", tmp_path / "file/labels", names=[str(tmp_path / "file/labels"), "cannot be written"]
+        )
 
     @pytest.mark.parametrize("device", ["cuda:99", "cuda:1000", "gpu", "mps", "meta"])
     def test_device_that_is_not_there(self, refused, device, checkpoints):
@@ -270,21 +284,40 @@ class TestHostileFiles:
             write(tmp_path / "hostile.pth", {"conv1.weight": payload})
             refused(train, *TRAIN, "--weights", tmp_path / "hostile.pth", names=["hostile.pth", "trust"], begins="")
 
+        def test_of_irn(self, refused, payload, write, tmp_path):
+            draw_maps(tmp_path / "run")
+            write(tmp_path / "hostile.pth", {"fc_edge6.bias": payload})
+            refused(make_seg_labels, *LABEL_BY_IRN, tmp_path / "hostile.pth", names=["hostile.pth", "trust"])
+
+        @pytest.mark.parametrize("name", ["irn_last.pth", "irn.pth"])
+        def test_for_resuming_irn(self, refused, payload, write, name, tmp_path):
+            draw_labels(tmp_path / "run/ir_label")
+            (tmp_path / "run/ckpt").mkdir()
+            write(tmp_path / "run/ckpt" / name, {"model": payload, "arguments": payload})
+            refused(train_irn, *IRN_TRAIN, names=[f"run/ckpt/{name}", "trust"])
+
         @pytest.mark.parametrize("name", ["last.pth", "final.pth"])
         def test_for_resuming(self, refused, payload, write, name, tmp_path):
             (tmp_path / "run/ckpt").mkdir(parents=True)
             write(tmp_path / "run/ckpt" / name, {"model": payload, "arguments": payload})
             refused(train, *TRAIN, names=[f"run/ckpt/{name}", "trust"])
 
-    def test_object_array_in_a_cam_file(self, refused, payload, tmp_path):
-        draw_maps(tmp_path / "run")
-        np.savez(tmp_path / f"run/cam/{FIRST}.npz", keys=np.array([0, payload]), size=np.array([48, 64]))
-        refused(eval_cam, names=[f"run/cam/{FIRST}.npz", "make_cam.py"])
+    @pytest.mark.parametrize("script", MAP_READERS, ids=lambda script: script.__name__)
+    class TestMaps:
+        def test_object_array_in_a_cam_file(self, refused, payload, script, tmp_path):
+            draw_maps(tmp_path / "run")
+            np.savez(tmp_path / f"run/cam/{FIRST}.npz", keys=np.array([0, payload]), size=np.array([48, 64]))
+            refused(script, *flags_of(script, None), names=[f"run/cam/{FIRST}.npz", "make_cam.py"], begins=LABELS_NOTE)
 
-    def test_pickle_in_place_of_a_cam_file(self, refused, payload, tmp_path):
-        draw_maps(tmp_path / "run")
-        raw_pickle(tmp_path / f"run/cam/{FIRST}.npz", {"keys": payload})
-        refused(eval_cam, names=[f"run/cam/{FIRST}.npz", "make_cam.py"])
+        def test_pickle_in_place_of_a_cam_file(self, refused, payload, script, tmp_path):
+            draw_maps(tmp_path / "run")
+            raw_pickle(tmp_path / f"run/cam/{FIRST}.npz", {"keys": payload})
+            refused(script, *flags_of(script, None), names=[f"run/cam/{FIRST}.npz", "make_cam.py"], begins=LABELS_NOTE)
+
+    def test_pickle_in_place_of_a_label(self, refused, payload, tmp_path):
+        draw_labels(tmp_path / "run/seg_label")
+        raw_pickle(tmp_path / f"run/seg_label/{FIRST}.png", {"label": payload})
+        refused(eval_seg, names=[f"run/seg_label/{FIRST}.png", "replace it"])
 
 
 class TestCheckpoints:
@@ -353,7 +386,15 @@ def recipe_of(root):
     dataset = open_dataset("voc", root)
     entries = dataset.entries("train_aug")
     args = train.parse_args([*map(str, TRAIN), "--list", "train_aug"])
-    return train.recipe(args, dataset.digest(entries, dataset.labels(entries)))
+    return train.recipe(args, dataset.digest(entries, dataset.labels(entries).tobytes()))
+
+
+def irn_recipe_of(root, made_by):
+    """What a training of IRN with IRN_TRAIN's flags keeps to its end."""
+    dataset = open_dataset("voc", root)
+    args = train_irn.parse_args([*map(str, IRN_TRAIN)])
+    kept = {name: getattr(args, name) for name in train_irn.RECIPE}
+    return kept | {"digest": dataset.digest(dataset.entries("train_aug"), json.dumps(made_by).encode())}
 
 
 class TestResuming:
@@ -367,32 +408,104 @@ class TestResuming:
     def test_with_other_tags(self, refused, name, tiny_voc, tmp_path):
         checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": recipe_of(tiny_voc), "model": {}})
         (tiny_voc / f"Annotations/{FIRST}.xml").write_text("<annotation><object><name>cow</name></object></annotation>")
-        refused(train, *TRAIN, names=[f"run/ckpt/{name}", "other pictures, tags or classes", "--run_dir"])
+        refused(train, *TRAIN, names=[f"run/ckpt/{name}", "other pictures, tags, labels or classes", "--run_dir"])
 
     def test_from_a_checkpoint_that_lacks_a_part(self, refused, tiny_voc, tmp_path):
         checkpoint.save(tmp_path / "run/ckpt/last.pth", {"arguments": recipe_of(tiny_voc)})
         refused(train, *TRAIN, names=["run/ckpt/last.pth", "--no-resume"])
 
+    @pytest.mark.parametrize("name", ["irn_last.pth", "irn.pth"])
+    def test_irn_with_other_scales(self, refused, name, tiny_voc, tmp_path):
+        draw_labels(tmp_path / "run/ir_label")
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, {"map": "is_cam"}), "model": {}})
+        names = [f"run/ckpt/{name}", "--scales [0.5, 1.5] (now [1.0, 1.5])", "--no-resume"]
+        message = refused(train_irn, *IRN_TRAIN, "--scales", 1, 1.5, names=names)
+        assert "--lr" not in message
+
+    @pytest.mark.parametrize("name", ["irn_last.pth", "irn.pth"])
+    def test_irn_with_labels_made_in_another_way(self, refused, name, tiny_voc, tmp_path):
+        draw_labels(tmp_path / "run/ir_label")
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, {"map": "cam"}), "model": {}})
+        refused(train_irn, *IRN_TRAIN, names=[f"run/ckpt/{name}", "labels", "--run_dir"])
+
+    def test_irn_from_a_checkpoint_that_lacks_a_part(self, refused, tiny_voc, tiny_backbone, tmp_path):
+        draw_labels(tmp_path / "run/ir_label")
+        recipe = irn_recipe_of(tiny_voc, {"map": "is_cam"}) | {"weights": str(tiny_backbone)}
+        checkpoint.save(tmp_path / "run/ckpt/irn_last.pth", {"arguments": recipe, "rng": 0})
+        refused(train_irn, *IRN_TRAIN, "--weights", tiny_backbone, names=["run/ckpt/irn_last.pth: cannot be resumed", "--no-resume"])
+
+
+@pytest.mark.parametrize("script", MAP_READERS, ids=lambda script: script.__name__)
+class TestReadingMaps:
+    """What every stage that starts from maps says of them; a stage that makes labels has noted how, and has made none."""
+
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        draw_maps(tmp_path / "run")
+        return cam_file.path_of(tmp_path / "run", FIRST)
+
+    @pytest.fixture
+    def refused_by(self, refused) -> Callable[..., str]:
+        return lambda script, *names: refused(script, *flags_of(script, None), names=names, begins=LABELS_NOTE)
+
+    def test_not_made_yet(self, refused, script):
+        refused(script, *flags_of(script, None), names=["run/cam", "run make_cam.py first"])
+
+    def test_missing(self, refused_by, script, path):
+        path.unlink()
+        refused_by(script, f"run/cam/{FIRST}.npz", "run make_cam.py on this list first")
+
+    def test_cut(self, refused_by, script, path):
+        cut_in_half(path)
+        refused_by(script, f"run/cam/{FIRST}.npz", "run make_cam.py again")
+
+    def test_a_label_by_the_name_of_a_cam_file(self, refused_by, script, path):
+        label_file.save(path, np.zeros((48, 64), np.uint8))
+        refused_by(script, f"run/cam/{FIRST}.npz", "run make_cam.py again")
+
+    def test_of_a_dataset_with_more_classes(self, refused_by, script, path):
+        cam_file.save(path, [0, 40], (48, 64), is_cam=[np.zeros((2, 3, 4))])
+        refused_by(script, f"{FIRST}.npz", "class 40", "--dataset")
+
+    def test_of_a_picture_of_another_size(self, refused_by, script, path):
+        cam_file.save(path, [0, 12], (64, 48), is_cam=[np.zeros((2, 3, 4))])
+        refused_by(script, FIRST, "64x48", "48x64")
+
+    def test_without_maps(self, refused_by, script, path):
+        cam_file.save(path, [0, 12], (48, 64))
+        refused_by(script, f"{FIRST}.npz", "make_cam.py")
+
+    @pytest.mark.parametrize("keys", [np.array([0]), np.array([[0, 12]]), np.array([])], ids=str)
+    def test_with_other_keys(self, refused_by, script, path, keys):
+        maps = np.zeros((len(keys), 3, 4), np.float16)
+        with open(path, "wb") as file:
+            np.savez(file, keys=keys, size=np.array([48, 64]), is_cam_0=maps)
+        refused_by(script, f"{FIRST}.npz", "make_cam.py")
+
+    def test_of_other_classes(self, refused, script, path, tmp_path):
+        note_maps(tmp_path / "run", class_names=["background", "fish"])
+        refused(script, *flags_of(script, None), names=["run/cam/settings.json", "other classes"])
+
+    def test_without_a_note_of_how_they_were_made(self, refused, script, path, tmp_path):
+        (tmp_path / "run/cam/settings.json").unlink()
+        refused(script, *flags_of(script, None), names=["run/cam/settings.json", "make_cam.py --overwrite"])
+
+    def test_with_a_damaged_note(self, refused, script, path, tmp_path):
+        cut_in_half(tmp_path / "run/cam/settings.json")
+        refused(script, *flags_of(script, None), names=["run/cam/settings.json", "delete it"])
+
 
 class TestCamFiles:
-    def test_missing(self, refused, tmp_path):
-        draw_maps(tmp_path / "run", NAMES[1:])
-        refused(eval_cam, names=[f"run/cam/{FIRST}.npz", "make_cam.py"])
-
-    def test_of_a_dataset_with_more_classes(self, refused, tmp_path):
+    @pytest.mark.parametrize("script", [make_ir_labels, make_seg_labels], ids=lambda script: script.__name__)
+    def test_without_the_kind_that_is_asked_for(self, refused, script, tmp_path):
         draw_maps(tmp_path / "run")
-        cam_file.save(cam_file.path_of(tmp_path / "run", FIRST), [0, 40], (48, 64), is_cam=[np.zeros((2, 3, 4))])
-        refused(eval_cam, names=[f"{FIRST}.npz", "class 40", "--dataset"])
+        names = [f"{FIRST}.npz", "no cam maps", "make_cam.py --overwrite --maps cam"]
+        refused(script, *flags_of(script, None), "--map", "cam", names=names, begins=LABELS_NOTE)
 
-    def test_without_maps(self, refused, tmp_path):
+    def test_without_the_kind_that_its_note_tells_of(self, refused, tmp_path):
         draw_maps(tmp_path / "run")
-        cam_file.save(cam_file.path_of(tmp_path / "run", FIRST), [0, 12], (48, 64))
-        refused(eval_cam, names=[f"{FIRST}.npz", "make_cam.py"])
-
-    def test_of_different_kinds(self, refused, tmp_path):
-        draw_maps(tmp_path / "run")
-        draw_maps(tmp_path / "run", NAMES[3:], cam=[np.zeros((2, 3, 4))])
-        refused(eval_cam, names=["run/cam", "--overwrite"])
+        note_maps(tmp_path / "run", ("cam", "is_cam"))
+        refused(eval_cam, names=[f"{FIRST}.npz", "no cam maps", "make_cam.py"])
 
     def test_cut_in_half_is_refused_by_evaluation_and_made_again_by_localization(self, refused, tiny_voc, tmp_path, checkpoints):
         listed, path = write_list(tiny_voc, *NAMES[:2]), cam_file.path_of(tmp_path / "run", FIRST)
@@ -414,13 +527,9 @@ class TestCamFiles:
             make_cam.main([str(flag) for flag in (*common, "--ckpt", checkpoints["ours"])])
             assert cam_file.load(path).keys.tolist() == [0, class_id]
 
-    def test_of_another_dataset_are_not_scored(self, refused, tmp_path):
-        draw_maps(tmp_path / "run")
-        files.write_json(tmp_path / "run/cam/settings.json", {"class_names": ["background", "fish"]})
-        refused(eval_cam, names=["run/cam/settings.json", "other classes"])
-
     def test_without_settings_nothing_is_added_to_them(self, refused, tiny_voc, tmp_path, checkpoints):
         draw_maps(tmp_path / "run")
+        (tmp_path / "run/cam/settings.json").unlink()
         refused(make_cam, *MAP, "--ckpt", checkpoints["ours"], names=["run/cam/settings.json", "--overwrite"])
 
     def test_of_another_checkpoint_or_other_scales_are_not_mixed(self, refused, tiny_voc, tmp_path, checkpoints):
@@ -431,6 +540,163 @@ class TestCamFiles:
         for name, flags in changed.items():
             names = ["run/cam/settings.json", f"another {name};", "--overwrite"]
             refused(make_cam, "--list", listed, *MAP, "--ckpt", checkpoints["ours"], *flags, names=names)
+
+
+class TestWithoutPydensecrf:
+    @pytest.fixture(autouse=True)
+    def absent(self, monkeypatch, tmp_path):
+        draw_maps(tmp_path / "run")
+        for name in ("pydensecrf", "pydensecrf.densecrf"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    @pytest.mark.parametrize(("script", "flags"), [(make_ir_labels, []), (make_seg_labels, ["--device", "cpu", "--refine", "crf"])])
+    def test_a_stage_that_needs_it_says_what_to_install(self, refused, script, flags):
+        refused(script, *flags, names=["pydensecrf", "pip install pydensecrf2"])
+
+    def test_labels_without_it_are_made_and_scored(self, tiny_voc, tmp_path):
+        common = [str(flag) for flag in ("--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 0)]
+        make_seg_labels.main([*common, *LABEL])
+        eval_seg.main(common)
+        eval_cam.main(common)
+        assert {f"seg_label/{FIRST}.png", "eval_seg_label.json", "eval_cam.json"} <= times_below(tmp_path / "run").keys()
+
+
+class TestIrnCheckpoint:
+    @pytest.fixture(autouse=True)
+    def maps(self, tmp_path):
+        draw_maps(tmp_path / "run")
+
+    @pytest.fixture
+    def changed(self, tmp_path) -> Iterator[Callable[..., Path]]:
+        """Write IRN's tensors with one changed or, by None, left out; the file is large and goes away with the test."""
+
+        def write(name: str, value: torch.Tensor | None) -> Path:
+            content = {**IRN().state_dict(), name: value}
+            torch.save({name: tensor for name, tensor in content.items() if tensor is not None}, tmp_path / "theirs.pth")
+            return tmp_path / "theirs.pth"
+
+        yield write
+        (tmp_path / "theirs.pth").unlink()
+
+    def test_not_trained_yet(self, refused):
+        refused(make_seg_labels, "--device", "cpu", names=["run/ckpt/irn.pth", "train first"])
+
+    def test_missing(self, refused, tmp_path):
+        refused(make_seg_labels, *LABEL_BY_IRN, tmp_path / "none.pth", names=["none.pth", "correct the path"])
+
+    def test_a_folder(self, refused, tmp_path):
+        refused(make_seg_labels, *LABEL_BY_IRN, tmp_path / "run", names=f"{tmp_path / 'run'}: ")
+
+    def test_cut(self, refused, tmp_path):
+        torch.save({"model": {"fc_edge6.bias": torch.zeros(1000)}}, tmp_path / "cut.pth")
+        cut_in_half(tmp_path / "cut.pth")
+        refused(make_seg_labels, *LABEL_BY_IRN, tmp_path / "cut.pth", names="cut.pth")
+
+    @pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {"model": [1]}, {}, {"arguments": {"crop_size": 512}}], ids=str)
+    def test_of_something_else(self, refused, content, tmp_path):
+        torch.save(content, tmp_path / "other.pth")
+        refused(make_seg_labels, *LABEL_BY_IRN, tmp_path / "other.pth", names="other.pth")
+
+    def test_of_the_first_stage(self, refused, checkpoints):
+        refused(make_seg_labels, *LABEL_BY_IRN, checkpoints["ours"], names=["ours.pth", "tensor fc_edge1.0.weight is missing"])
+
+    def test_lacks_a_tensor(self, refused, changed):
+        refused(make_seg_labels, *LABEL_BY_IRN, changed("fc_dp7.4.running_mean", None), names="tensor fc_dp7.4.running_mean is missing")
+
+    def test_holds_half_a_tensor(self, refused, changed):
+        path = changed("fc_edge6.weight", torch.zeros(1, 80, 1, 1))
+        refused(make_seg_labels, *LABEL_BY_IRN, path, names=["tensor fc_edge6.weight is (1, 80, 1, 1)", "(1, 160, 1, 1)"])
+
+
+class TestInterPixelLabels:
+    """What IRN's training says of the labels that it learns from."""
+
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        draw_labels(tmp_path / "run/ir_label")
+        return label_file.path_of(tmp_path / "run/ir_label", FIRST)
+
+    def test_not_made_yet(self, refused):
+        refused(train_irn, *IRN_TRAIN, names=[f"run/ir_label/{FIRST}.png", "run make_ir_labels.py"])
+
+    def test_one_is_missing(self, refused, path):
+        path.unlink()
+        refused(train_irn, *IRN_TRAIN, names=[f"run/ir_label/{FIRST}.png", "run make_ir_labels.py"])
+
+    def test_cut(self, refused, path):
+        cut_in_half(path)
+        refused(train_irn, *IRN_TRAIN, names=[f"run/ir_label/{FIRST}.png", "run make_ir_labels.py"])
+
+    def test_without_a_note_of_how_they_were_made(self, refused, path):
+        path.with_name("settings.json").unlink()
+        refused(train_irn, *IRN_TRAIN, names=["run/ir_label/settings.json"])
+
+    @pytest.mark.parametrize(
+        ("image", "names"),
+        [
+            (Image.new("L", (48, 64)), ["is 48x64, its picture 64x48"]),
+            (Image.new("L", (64, 48), 37), ["class 37", "0..20"]),
+            (Image.new("RGB", (64, 48)), ["RGB"]),
+        ],
+    )
+    def test_foreign(self, refused, path, tiny_backbone, image, names):
+        image.save(path)
+        flags = [*IRN_TRAIN, "--weights", tiny_backbone, "--batch_size", 6]
+        refused(train_irn, *flags, names=[f"run/ir_label/{FIRST}.png", *names], begins=r"run/tensorboard/irn/.*")
+
+    def test_batch_larger_than_the_list(self, refused, path):
+        refused(train_irn, *IRN_TRAIN, "--batch_size", 7, names=["train_aug", "6 pictures", "--batch_size 6"])
+
+    def test_backbone_that_is_not_there(self, refused, path):
+        refused(train_irn, *IRN_TRAIN, "--weights", "none.pth", names=["none.pth", "correct the path"])
+
+
+class TestScoredLabels:
+    """What their evaluation says of labels."""
+
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        draw_labels(tmp_path / "run/seg_label")
+        return label_file.path_of(tmp_path / "run/seg_label", FIRST)
+
+    def test_not_made_yet(self, refused):
+        refused(eval_seg, names=["run/seg_label", "run make_seg_labels.py first"])
+
+    def test_folder_that_is_not_there(self, refused, tmp_path):
+        refused(eval_seg, "--label_dir", tmp_path / "nowhere", names=[str(tmp_path / "nowhere"), "--label_dir"])
+
+    def test_one_is_missing(self, refused, path):
+        path.unlink()
+        refused(eval_seg, names=[f"run/seg_label/{FIRST}.png", "make it first"])
+
+    def test_cut(self, refused, path):
+        cut_in_half(path)
+        refused(eval_seg, names=[f"run/seg_label/{FIRST}.png", "replace it"])
+
+    def test_a_cam_file_by_the_name_of_a_label(self, refused, path):
+        cam_file.save(path, [0, 12], (48, 64), is_cam=[np.zeros((2, 3, 4))])
+        refused(eval_seg, names=[f"run/seg_label/{FIRST}.png", "replace it"])
+
+    @pytest.mark.parametrize(
+        ("image", "names"),
+        [
+            (Image.new("L", (48, 64)), ["48x64", "64x48"]),
+            (Image.new("L", (64, 48), 37), ["class 37", "0..20"]),
+            (Image.new("RGB", (64, 48)), ["RGB", "convert it"]),
+            (Image.new("1", (64, 48)), ["convert it"]),
+        ],
+    )
+    def test_foreign(self, refused, path, image, names):
+        image.save(path)
+        refused(eval_seg, names=[f"run/seg_label/{FIRST}.png", *names])
+
+    def test_no_mask(self, refused, path, tiny_voc):
+        (tiny_voc / f"SegmentationClass/{FIRST}.png").unlink()
+        refused(eval_seg, names=f"SegmentationClass/{FIRST}.png")
+
+    def test_nothing_but_255(self, refused, path, tiny_voc):
+        label_file.save(path, np.full((48, 64), 255, np.uint8))
+        refused(eval_seg, "--list", write_list(tiny_voc, FIRST), names=["list.txt", "no pixel"])
 
 
 @pytest.mark.parametrize(
@@ -459,6 +725,26 @@ class TestCamFiles:
         (make_cam, "--maps grad_cam"),
         (eval_cam, "--num_workers -1"),
         (eval_cam, "--dataset imagenet"),
+        (make_ir_labels, "--map grad_cam"),
+        (make_ir_labels, "--num_workers 1.5"),
+        (train_irn, "--batch_size 0"),
+        (train_irn, "--crop_size 82"),
+        (train_irn, "--crop_size 76"),
+        (train_irn, "--scales 1.5 0.5"),
+        (train_irn, "--scales 0 1"),
+        (train_irn, "--scales 1 nan"),
+        (train_irn, "--scales 1 9"),
+        (train_irn, "--lr nan"),
+        (make_seg_labels, "--refine sam"),
+        (make_seg_labels, "--map grad_cam"),
+        (make_seg_labels, "--crf_on pictures"),
+        (make_seg_labels, "--beta 0"),
+        (make_seg_labels, "--beta nan"),
+        (make_seg_labels, "--beta 1001"),
+        (make_seg_labels, "--exp_times -1"),
+        (make_seg_labels, "--exp_times 17"),
+        (make_seg_labels, "--exp_times 1.5"),
+        (eval_seg, "--num_workers -1"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
@@ -478,6 +764,12 @@ def unknown_class_in_a_mask(root: Path, run_dir: Path) -> str:
     draw_maps(run_dir)
     Image.new("L", (64, 48), 37).save(root / f"SegmentationClass/{FIRST}.png")
     return f"SegmentationClass/{FIRST}.png"
+
+
+def cut_maps(root: Path, run_dir: Path) -> str:
+    draw_maps(run_dir)
+    cut_in_half(cam_file.path_of(run_dir, FIRST))
+    return f"run/cam/{FIRST}.npz"
 
 
 def run_dir_below_a_file(root: Path, run_dir: Path) -> str:
@@ -514,3 +806,15 @@ def test_the_command_ends_with_one_line(tiny_voc, tmp_path, script, spoil, flags
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("marker"))
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name in ("last.pth", "eval_cam.json")]
+
+
+def test_what_a_worker_process_meets_is_one_line(tiny_voc, tmp_path, monkeypatch, capfd):
+    """capfd, because it would see what the worker itself prints, too."""
+    named = cut_maps(tiny_voc, tmp_path / "run")
+    command = ["make_ir_labels.py", "--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 1]
+    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+    assert stage.run(make_ir_labels.main) == 2
+    lines = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if line.strip() and "%|" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("make_ir_labels.py: error: ") and named in lines[0] and "; " in lines[0]
+    assert not list(tmp_path.rglob("*.tmp")) and not label_file.path_of(tmp_path / "run/ir_label", FIRST).exists()

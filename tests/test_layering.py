@@ -50,7 +50,7 @@ def places(breaches: Iterator[tuple[Path, ast.AST]]) -> list[str]:
 
 def test_the_walk_finds_the_project():
     assert {"network", "data", "tool"} <= {path.parts[0] for path in own_files()}
-    assert {"train_resnet50_SIPE", "make_cam", "eval_cam"} <= set(SCRIPTS)
+    assert {"train_resnet50_SIPE", "make_cam", "eval_cam", "make_ir_labels", "train_irn", "make_seg_labels", "eval_seg"} <= set(SCRIPTS)
     assert imported(Path("make_cam.py")) >= {"torch", *PACKAGES, "errors"}
     assert imported(Path("tool/cam_file.py")) >= {"numpy", "tool", "errors"}
 
@@ -70,6 +70,12 @@ def test_a_stage_script_imports_no_other(script):
 
 def test_errors_imports_nothing():
     assert not imported(Path("errors.py"))
+
+
+def test_pydensecrf_is_imported_where_it_is_used_and_not_before():
+    assert [path for path in own_files() if "pydensecrf" in imported(path)] == [Path("tool/crf.py")]
+    at_the_top = (node for node in tree(Path("tool/crf.py")).body if isinstance(node, ast.Import | ast.ImportFrom))
+    assert not any("pydensecrf" in ast.unparse(node) for node in at_the_top)
 
 
 def test_the_network_leaves_the_device_to_its_caller():

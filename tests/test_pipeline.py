@@ -1,9 +1,6 @@
-"""The whole chain through main([...]) on drawn pictures: train, localize, evaluate; stopped and resumed at will."""
+"""The chain's first half through main([...]) on drawn pictures: train, localize, evaluate; stopped and resumed at will."""
 
 import argparse
-import contextlib
-import io
-import itertools
 import json
 import os
 import shutil
@@ -13,34 +10,28 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from common import NAMES, assert_same_weights, call, data_flags, files_below, note_maps, stop_after, weights_of
 from PIL import Image
 
 import eval_cam
+import eval_seg
 import make_cam
+import make_ir_labels
+import make_seg_labels
+import train_irn
 import train_resnet50_SIPE as train
 from data.registry import VOC_CLASSES
 from errors import InputError
 from tool import cam_file, checkpoint, stage
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [f"2007_{i:06d}" for i in range(6)]
+STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg]
 STEPS = 6  # two epochs of three batches
-
-
-def call(main, *arguments) -> str:
-    """Call a script's main and return what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main([str(argument) for argument in arguments])
-    return printed.getvalue()
-
-
-def data_flags(root: Path, run_dir: Path, num_workers: int = 0) -> list:
-    return ["--dataset_root", root, "--run_dir", run_dir, "--num_workers", num_workers]
 
 
 def training_flags(weights) -> list:
@@ -50,32 +41,6 @@ def training_flags(weights) -> list:
 
 def mapping_flags() -> list:
     return ["--device", "cpu", "--scales", 1.0, 0.5]
-
-
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["model"]
-
-
-def assert_same_weights(path: Path, other: Path) -> None:
-    ours, theirs = weights_of(path), weights_of(other)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-def files_below(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def stop_after(patch: pytest.MonkeyPatch, module: ModuleType, name: str, times: int) -> None:
-    """Let a function of a script be called so many times, then press Ctrl-C."""
-    real, count = getattr(module, name), itertools.count(1)
-
-    def stopping(*args, **kwargs):
-        if next(count) > times:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    patch.setattr(module, name, stopping)
 
 
 @pytest.fixture
@@ -307,6 +272,7 @@ class TestEvaluation:
             keys = np.unique(mask)
             maps = (mask == keys[:, None, None]).astype(np.float32)
             cam_file.save(cam_file.path_of(tmp_path / "run", name), keys, mask.shape, is_cam=[maps], cam=[maps])
+        note_maps(tmp_path / "run", ("is_cam", "cam"))
         call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run", num_workers=1))
         content = json.loads((tmp_path / "run/eval_cam.json").read_text())
         assert content["is_cam"]["miou"] == content["cam"]["miou"] == 100
@@ -318,11 +284,12 @@ class TestEvaluation:
         for name in NAMES[:2]:
             maps = np.eye(2, dtype=np.float32)[:, None, :].repeat(2, 1)
             cam_file.save(cam_file.path_of(tmp_path / "run", name), [0, 12], (48, 64), is_cam=[maps])
+        note_maps(tmp_path / "run")
         call(eval_cam.main, *data_flags(tiny_voc, tmp_path / "run"), "--list", listed)
         assert np.sum(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"]) == 48 * 64
 
 
-@pytest.mark.parametrize("script", [train, make_cam, eval_cam], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", STAGES, ids=lambda script: script.__name__)
 def test_help_explains_every_flag(script, monkeypatch, capsys):
     parsers, parse = [], argparse.ArgumentParser.parse_args
 
@@ -345,6 +312,12 @@ def test_the_authors_names_of_flags_mean_the_same():
     assert theirs == train.parse_args(["--run_dir", "here", "--max_epochs", "7"])
     assert make_cam.parse_args(["--session_name", "here"]).ckpt == Path("here/ckpt/final.pth")
     assert eval_cam.parse_args(["--session_name", "here"]).run_dir == Path("here")
+    assert train_irn.parse_args(["--max_epoches", "7", "--print_freq", "9"]) == train_irn.parse_args(
+        ["--max_epochs", "7", "--log_every", "9"]
+    )
+    labels = make_seg_labels.parse_args(["--session_name", "here"])
+    assert (labels.irn_ckpt, labels.label_dir) == (Path("here/ckpt/irn.pth"), Path("here/seg_label"))
+    assert eval_seg.parse_args(["--session_name", "here"]).label_dir == Path("here/seg_label")
 
 
 def test_a_checkpoint_of_ours_reads_back_as_it_was_written(chain):
