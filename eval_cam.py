@@ -53,17 +53,14 @@ def score(totals: dict[str, np.ndarray], class_names: tuple[str, ...]) -> dict:
     return scores
 
 
-def columns_of(content: dict, *more: str) -> dict[str, dict[str, float | None]]:
-    """The IoU of each class for every kind of map that was scored, and further lines."""
-    return {
-        title: content[kind]["iou"] | {line: content[kind][key] for line, key in LINES.items() if line in more}
-        for kind, title in TITLES.items()
-        if kind in content
-    }
+def columns_of(content: dict) -> dict[str, dict[str, float | None]]:
+    """The IoU of each class for every kind of map that was scored."""
+    return {title: content[kind]["iou"] for kind, title in TITLES.items() if kind in content}
 
 
 def show(content: dict) -> None:
-    report.print_table(f"{content['pictures']} pictures of {content['list']}, IoU", columns_of(content, *LINES))
+    more = {line: [content[kind][key] for kind in TITLES if kind in content] for line, key in LINES.items()}
+    report.print_table(f"{content['pictures']} pictures of {content['list']}, IoU", columns_of(content), more)
     sweep = content.get(SWEEP)
     if sweep:
         best = max(sweep, key=sweep.get)
@@ -106,9 +103,9 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--list {list_name}: its masks hold nothing but 255; give pictures with labelled pixels")
         content = about | score(totals, dataset.class_names)
         show(content)
+        files.write_json(output, content)
         report.draw_chart(columns_of(content), f"{len(entries)} pictures of {Path(list_name).stem}", run.run_dir / "eval_cam.png")
         draw_sheet(scores, entries, args.run_dir, kinds[::-1], dataset.num_classes)
-        files.write_json(output, content)
         print(f"wrote {output}, eval_cam.png and eval_cam_sheet.png")
 
 

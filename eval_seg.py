@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_pair(entry: Entry, label_dir: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Truth and label of a picture, (H, W) uint8 each."""
-    truth = read_mask(entry.mask, num_classes)
-    return truth, read_mask(label_file.path_of(label_dir, entry.name), num_classes, truth.shape)
+    size = read_picture(entry.picture, upright=False).shape[:2]
+    return read_mask(entry.mask, num_classes, size), read_mask(label_file.path_of(label_dir, entry.name), num_classes, size)
 
 
 def compare(entry: Entry, label_dir: Path, num_classes: int) -> tuple[str, dict[str, np.ndarray]]:
@@ -50,15 +50,11 @@ def compare(entry: Entry, label_dir: Path, num_classes: int) -> tuple[str, dict[
     }
 
 
-def columns_of(summary: dict) -> dict[str, dict[str, float | None]]:
-    """The table: a column for each measure, a line for each class and for the mean over the classes that the truth shows."""
-    columns = {title: summary[key] for title, key in COLUMNS.items()}
-    means = {title: np.mean([value for value in column.values() if value is not None]) for title, column in columns.items()}
-    return {title: {**column, "mean": means[title]} for title, column in columns.items()}
-
-
 def show(content: dict) -> None:
-    report.print_table(f"{content['pictures']} pictures of {content['list']}, labels of {content['labels']}", columns_of(content))
+    columns = {title: content[key] for title, key in COLUMNS.items()}
+    means = [np.mean([value for value in column.values() if value is not None]) for column in columns.values()]
+    heading = f"{content['pictures']} pictures of {content['list']}, labels of {content['labels']}"
+    report.print_table(heading, columns, {"mean": means})
     print(f"pixel accuracy {content['pixel_accuracy']:.2f}; {content['unlabelled']:.2f} of the pixels have no label and are left out")
 
 
@@ -78,10 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     entries = dataset.entries(list_name)
     if not os.path.isdir(args.label_dir):
         raise InputError(f"{args.label_dir}: there are no labels; correct --label_dir or run make_seg_labels.py first")
+    note = args.label_dir / "settings.json"
+    made_for = files.read_json(note).get("cam", {}).get("class_names") if note.is_file() else None
+    if made_for not in (None, list(dataset.class_names)):
+        raise InputError(f"{note}: the labels are of other classes than the dataset's; use the --dataset that they were made with")
     name = f"eval_{args.label_dir.resolve().name}"
     output, chart, sheet = (args.run_dir / f"{name}{end}" for end in (".json", ".png", "_sheet.png"))
-    stamp = report.stamp(path for entry in entries for path in (entry.mask, label_file.path_of(args.label_dir, entry.name)))
-    about = {"list": list_name, "labels": str(args.label_dir), "pictures": len(entries), "stamp": stamp}
+    about = {"list": list_name, "labels": str(args.label_dir), "pictures": len(entries), "class_names": list(dataset.class_names)}
+    about["stamp"] = report.stamp(path for entry in entries for path in (entry.mask, label_file.path_of(args.label_dir, entry.name)))
     with stage.start(args) as run:
         before = files.read_json(output) if output.is_file() else {}
         if about.items() <= before.items():
@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> None:
             {title: content[key] for title, key in COLUMNS.items()}, f"{len(entries)} pictures of {Path(list_name).stem}", chart
         )
         draw_sheet(scores, entries, args, dataset.num_classes, sheet)
-        files.write_json(output, content)
         print(f"wrote {output}, {chart.name} and {sheet.name}")
 
 

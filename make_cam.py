@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     model = SIPE(dataset.num_classes)
     checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
     with stage.start(args) as run:
-        outputs.claim(run.run_dir / "cam", settings(args, dataset), run, args.overwrite)
+        outputs.claim(run.run_dir / "cam", "make_cam", settings(args, dataset), run, args.overwrite)
         mine = [i for i in run.shard(list(range(len(entries)))) if not is_made(entries[i], labels[i], run)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
         model.eval().to(run.device, memory_format=torch.channels_last)

@@ -33,16 +33,24 @@ def make_label(entry: Entry, run_dir: Path, folder: Path, kind: str, num_classes
     label_file.save(label_file.path_of(folder, entry.name), crf.inter_pixel_label(picture, maps.maps(kind), maps.keys))
 
 
+def is_made(entry: Entry, run_dir: Path, folder: Path) -> bool:
+    return label_file.is_made(label_file.path_of(folder, entry.name), cam_file.path_of(run_dir, entry.name))
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     crf.require()
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
-    settings = {"cam": cam_file.settings(args.run_dir, dataset.class_names), "map": args.map, "crf": crf.SETTINGS}
+    settings = {
+        "cam": cam_file.check(args.run_dir, [entry.name for entry in entries], args.map, dataset.class_names),
+        "map": args.map,
+        "crf": crf.SETTINGS,
+    }
     folder = args.run_dir / "ir_label"
     with stage.start(args) as run:
-        outputs.claim(folder, settings, run, args.overwrite)
-        todo = [entry for entry in run.shard(entries) if not label_file.is_whole(label_file.path_of(folder, entry.name))]
+        outputs.claim(folder, "make_ir_labels", settings, run, args.overwrite)
+        todo = [entry for entry in run.shard(entries) if not is_made(entry, args.run_dir, folder)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
         work = functools.partial(make_label, run_dir=args.run_dir, folder=folder, kind=args.map, num_classes=dataset.num_classes)
         for _ in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="CRF", unit="picture", disable=not run.is_main):

@@ -32,6 +32,7 @@ from tool import cam_file, checkpoint, crf, label_file, outputs, stage
 from tool.random_walk import random_walk
 
 MAP_POWER = 1.5  # of the maps before they walk
+MOST_READERS = 8  # worker processes where the network does the work
 WALK_TOGETHER = 16  # pictures, on a GPU: it takes their many small steps in the time of one picture's
 
 
@@ -45,29 +46,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--save_prob",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="write what a label is the maximum of, too: NAME.npz with keys (k,) and probability (k, H, W) float16 (default off)",
+        help="write what a label is the maximum of, too: NAME.npz with keys (k,) and probability (k, H, W) in float16 (default off)",
     )
     parser.add_argument(
         "--crf_on",
         choices=("labels", "maps"),
-        default="labels",
         help="what the CRF starts from: hard labels, the authors' rule for COCO, or the soft maps (default labels)",
     )
     parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
-    parser.add_argument("--beta", type=float, default=10, help="power of the affinities of the random walk; more spreads less (default 10)")
-    parser.add_argument("--exp_times", type=int, default=8, help="the random walk takes 2 to this power steps (default 8)")
+    parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; more spreads less (default 10)")
+    parser.add_argument("--exp_times", type=int, help="the random walk takes 2 to this power steps (default 8)")
     outputs.add_flag(parser)
     args = stage.parse(parser, argv)
-    args.irn_ckpt = args.irn_ckpt or args.run_dir / "ckpt/irn.pth"
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
+    flags = {"irn": {"irn_ckpt": args.run_dir / "ckpt/irn.pth", "beta": 10.0, "exp_times": 8}, "crf": {"crf_on": "labels"}}
+    for refine, defaults in flags.items():
+        for flag, default in defaults.items():
+            if getattr(args, flag) is None:
+                setattr(args, flag, default)
+            elif args.refine != refine:
+                parser.error(f"--{flag} belongs to --refine {refine}")
+    if args.refine != "irn":
+        args.device, args.amp = "cpu", "off"  # nothing there for a GPU
     if not 0 < args.beta <= 1000 or not 0 <= args.exp_times <= 16:
         parser.error("--beta is above 0 and at most 1000, --exp_times from 0 to 16")
     return args
 
 
-def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+def settings(args: argparse.Namespace, dataset: Dataset, entries: list[Entry]) -> dict[str, Any]:
     """What tells labels from other labels of the same picture."""
-    common = {"cam": cam_file.settings(args.run_dir, dataset.class_names), "map": args.map, "refine": args.refine}
+    cam = cam_file.check(args.run_dir, [entry.name for entry in entries], args.map, dataset.class_names)
+    common = {"cam": cam, "map": args.map, "refine": args.refine}
     if args.refine == "irn":
         return common | {"irn": checkpoint.fingerprint(args.irn_ckpt), "beta": args.beta, "exp_times": args.exp_times, "amp": args.amp}
     return common | ({"crf": crf.SETTINGS, "crf_on": args.crf_on} if args.refine == "crf" else {})
@@ -80,7 +89,7 @@ def paths_of(name: str, args: argparse.Namespace) -> tuple[Path, Path]:
 
 def is_made(entry: Entry, args: argparse.Namespace) -> bool:
     label, probability = paths_of(entry.name, args)
-    return label_file.is_whole(label) and (not args.save_prob or probability.is_file())
+    return label_file.is_made(label, cam_file.path_of(args.run_dir, entry.name)) and (not args.save_prob or probability.is_file())
 
 
 def save(entry: Entry, keys: np.ndarray, probability: np.ndarray, args: argparse.Namespace) -> None:
@@ -155,7 +164,7 @@ def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], ar
 
 def load_irn(path: Path) -> tuple[IRN, int]:
     """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with."""
-    model, content = IRN(), checkpoint.read(path)
+    content, model = checkpoint.read(path), IRN()
     checkpoint.fill(model, content.get("model", content), path)
     arguments = content.get("arguments")
     return model.eval(), arguments.get("crop_size", 512) if isinstance(arguments, dict) else 512
@@ -163,7 +172,8 @@ def load_irn(path: Path) -> tuple[IRN, int]:
 
 def make_labels(irn: tuple[IRN, int] | None, todo: list[Entry], args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
     work = functools.partial(prepare if irn else refine_alone, args=args, num_classes=num_classes)
-    results = iter(outputs.in_parallel(work, todo, args.num_workers))
+    workers = min(args.num_workers, MOST_READERS) if irn else args.num_workers
+    results = iter(outputs.in_parallel(work, todo, workers))
     if irn:
         irn[0].to(run.device, memory_format=torch.channels_last)
     with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not run.is_main) as bar:
@@ -180,9 +190,9 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
     irn = load_irn(args.irn_ckpt) if args.refine == "irn" else None
-    made_by = settings(args, dataset)
+    made_by = settings(args, dataset, entries)
     with stage.start(args) as run:
-        outputs.claim(args.label_dir, made_by, run, args.overwrite)
+        outputs.claim(args.label_dir, "make_seg_labels", made_by, run, args.overwrite)
         todo = [entry for entry in run.shard(entries) if not is_made(entry, args)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
         make_labels(irn, todo, args, dataset.num_classes, run)

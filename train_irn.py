@@ -9,7 +9,7 @@ train_irn.py ...
 
 import argparse
 import functools
-import json
+import hashlib
 import sys
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from data.registry import DATASETS, Dataset, Entry, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
-from tool import files, label_file, optim, stage, training
+from tool import label_file, optim, stage, training
 from tool.imagenet_weights import start_backbone
 from tool.random_walk import search_paths
 from tool.visualize import edge_sheet
@@ -73,7 +73,7 @@ def train_step(
     sums = sum_over_pairs(logits, displacement, label, search_paths(RADIUS))
     losses = inter_pixel_losses(sums._replace(count=run.mean(sums.count)))  # means over the pairs of all processes
     norm = optim.descend(sum(losses.values()) / 2, optimizer, schedule, scaler)
-    return {**losses, "grad_norm": norm}, logits
+    return {**dict(zip(losses, run.mean(torch.stack([*losses.values()])))), "grad_norm": norm}, logits
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def mean_displacement(model: IRN, entries: list[Entry], args: argparse.Namespace
 
 
 def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: list[Path], digest: str) -> None:
-    ckpt, kept = run.run_dir / "ckpt", {name: getattr(args, name) for name in RECIPE} | {"digest": digest}
+    ckpt, kept = run.run_dir / "ckpt", training.recipe(args, RECIPE, digest)
     epoch_steps = len(entries) // args.batch_size
     course = training.Training(
         args, run, kept, dataset.class_names, ckpt / "irn_last.pth", ckpt / "irn.pth", epoch_steps, run.run_dir / "tensorboard/irn"
@@ -129,13 +129,13 @@ def main(argv: list[str] | None = None) -> None:
     entries = dataset.entries(args.list)
     training.check_batch(args, len(entries), stage.world_size())
     folder = args.run_dir / "ir_label"
-    labels = [label_file.path_of(folder, entry.name) for entry in entries]
+    labels, content = [label_file.path_of(folder, entry.name) for entry in entries], hashlib.sha256()
     for path in labels:
         if not label_file.is_whole(path):
             raise InputError(f"{path}: no whole inter-pixel label; run make_ir_labels.py on this list first")
-    made_by = json.dumps(files.read_json(folder / "settings.json")).encode()
+        content.update(path.read_bytes())
     with stage.start(args) as run:
-        train(args, run, dataset, entries, labels, dataset.digest(entries, made_by))
+        train(args, run, dataset, entries, labels, dataset.digest(entries, content.digest()))
 
 
 if __name__ == "__main__":

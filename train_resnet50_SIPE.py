@@ -72,11 +72,6 @@ def build_model(weights: str, num_classes: int) -> SIPE:
     return model
 
 
-def recipe(args: argparse.Namespace, digest: str) -> dict[str, Any]:
-    """What a run keeps to its end: its flags, and (the digest of) the pictures, tags and classes that it learns from."""
-    return {name: getattr(args, name) for name in RECIPE} | {"digest": digest}
-
-
 def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, schedule, scaler) -> tuple[dict[str, torch.Tensor], Any]:
     """One step of SGD; returns losses with the gradient norm before clipping, and what the network found."""
     with run.autocast():
@@ -118,7 +113,7 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[list[Ent
 
 
 def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
-    ckpt, kept = run.run_dir / "ckpt", recipe(args, dataset.digest(entries, labels.tobytes()))
+    ckpt, kept = run.run_dir / "ckpt", training.recipe(args, RECIPE, dataset.digest(entries, labels.tobytes()))
     epoch_steps = len(entries) // args.batch_size
     course = training.Training(
         args, run, kept, dataset.class_names, ckpt / "last.pth", ckpt / "final.pth", epoch_steps, run.run_dir / "tensorboard"

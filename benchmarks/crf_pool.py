@@ -1,4 +1,4 @@
-"""What worker processes gain for the dense CRF: make_ir_labels.py's work on some pictures with 1, 2, ... of them, in one run.
+"""What worker processes gain for the dense CRF: make_ir_labels.py's work on some pictures with one and with all of them, in one run.
 
     python -m benchmarks.crf_pool --dataset_root /data/VOC2012 --run_dir runs/voc --pictures 40
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.eval_list)[: args.pictures]
     labels, alone = {}, None
-    for workers in range(1, args.num_workers + 1):
+    for workers in (1, max(2, args.num_workers)):
         with tempfile.TemporaryDirectory() as folder:
             work = functools.partial(make_label, run_dir=args.run_dir, folder=Path(folder), kind="is_cam", num_classes=dataset.num_classes)
             start, own = time.perf_counter(), time.process_time()

@@ -11,9 +11,11 @@ import multiprocessing
 import resource
 import sys
 import time
+from multiprocessing.connection import Connection
 
 import torch
 
+from errors import InputError
 from tool import stage
 from tool.random_walk import random_walk, search_paths
 
@@ -45,8 +47,8 @@ def offset_walk(cam: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
     return random_walk(cam, edge, RADIUS, BETA, EXP_TIMES)
 
 
-def measure(walk, grid: tuple[int, int], maps: int, device: str, queue: multiprocessing.Queue) -> None:
-    """Seconds, MB and the result of one way, on smooth maps and thin boundaries."""
+def measure(walk, grid: tuple[int, int], maps: int, device: str, sender: Connection) -> None:
+    """Send the seconds, MB and result of one way, on random maps and boundaries of which few are strong."""
     generator = torch.Generator().manual_seed(0)
     cam = torch.rand(maps, *grid, generator=generator).to(device)
     edge = (torch.rand(grid, generator=generator) ** 4).to(device)
@@ -55,7 +57,7 @@ def measure(walk, grid: tuple[int, int], maps: int, device: str, queue: multipro
     before, start = peak(device), time.perf_counter()
     walked = walk(cam, edge).cpu()
     seconds = time.perf_counter() - start
-    queue.put((seconds, peak(device) - before, walked.numpy()))
+    sender.send((seconds, peak(device) - before, walked.numpy()))
 
 
 def peak(device: str) -> float:
@@ -72,12 +74,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True, help="measure the dense formula too (default on)")
     args = parser.parse_args(argv)
+    stage.choose_device(args.device)
     context, found = multiprocessing.get_context("spawn"), {}
     for name, walk in {"offsets": offset_walk, **({"dense": dense_walk} if args.dense else {})}.items():
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(walk, tuple(args.grid), args.maps, args.device, queue))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(walk, tuple(args.grid), args.maps, args.device, sender))
         process.start()
-        found[name] = queue.get()
+        sender.close()
+        try:
+            found[name] = receiver.recv()
+        except EOFError:
+            raise InputError(f"{name}: its process died, perhaps for lack of memory; use a smaller --grid, or --no-dense") from None
         process.join()
         print(f"{name:<8} {found[name][0]:>10.2f} s {found[name][1]:>10.0f} MB", flush=True)
     if args.dense:

@@ -13,7 +13,7 @@ from torch import nn
 from .resnet50 import WIDTHS, ResNet50
 from .sipe import add_mirror
 
-Path = Sequence[tuple[int, int]]
+CellPath = Sequence[tuple[int, int]]
 
 STRIDE = 4  # of both outputs
 IGNORE = 255
@@ -73,10 +73,15 @@ class IRN(nn.Module):
         """
         with torch.no_grad():
             layers = self.resnet50(image)
-        edge = [getattr(self, f"fc_edge{i}")(layer) for i, layer in enumerate(layers, 1)]
-        displacement = [getattr(self, f"fc_dp{i}")(layer) for i, layer in enumerate(layers, 1)]
-        coarse = self.fc_dp6(_join(displacement[2:]))
-        return self.fc_edge6(_join(edge)).float(), self.fc_dp7(_join([*displacement[:2], coarse])).float()
+        return self._edge(layers), self._displacement(layers)
+
+    def _edge(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+        heads = [getattr(self, f"fc_edge{i}")(layer) for i, layer in enumerate(layers, 1)]
+        return self.fc_edge6(_join(heads)).float()
+
+    def _displacement(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+        stem, layer1, *coarser = (getattr(self, f"fc_dp{i}")(layer) for i, layer in enumerate(layers, 1))
+        return self.fc_dp7(_join([stem, layer1, self.fc_dp6(_join(coarser))])).float()
 
     @torch.no_grad()
     def find_edges(self, image: torch.Tensor, crop_size: int) -> torch.Tensor:
@@ -87,7 +92,7 @@ class IRN(nn.Module):
         """
         height, width = image.shape[2:]
         padding = (0, max(crop_size - width, 0), 0, max(crop_size - height, 0))
-        logits, _ = self(F.pad(torch.cat([image, image.flip(3)]), padding))
+        logits = self._edge(self.resnet50(F.pad(torch.cat([image, image.flip(3)]), padding)))
         logits = logits[:, 0, : -(-height // STRIDE), : -(-width // STRIDE)]
         return (add_mirror(logits) / 2).sigmoid()
 
@@ -100,7 +105,7 @@ class PairSums(NamedTuple):
     count: torch.Tensor  # (3,) pairs
 
 
-def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[Path]) -> PairSums:
+def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath]) -> PairSums:
     """What the inter-pixel losses are means of (IRN section 3.3, equations 2 to 7).
 
     The affinity of a pair is 1 - the strongest edge on the path between its cells. Sources are the cells from which every path

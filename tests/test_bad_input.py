@@ -256,6 +256,12 @@ class TestPlace:
             make_seg_labels, *LABEL, "--label_dir", tmp_path / "file/labels", names=[str(tmp_path / "file/labels"), "cannot be written"]
         )
 
+    @pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=str)
+    def test_labels_among_the_masks(self, refused, tiny_voc, more, tmp_path):
+        draw_maps(tmp_path / "run")
+        folder = tiny_voc / "SegmentationClass"
+        refused(make_seg_labels, *LABEL, "--label_dir", folder, *more, names=["SegmentationClass/settings.json", "use another folder"])
+
     @pytest.mark.parametrize("device", ["cuda:99", "cuda:1000", "gpu", "mps", "meta"])
     def test_device_that_is_not_there(self, refused, device, checkpoints):
         refused(train, *TRAIN, "--device", device, names=[f"--device {device}", "use"])
@@ -488,7 +494,7 @@ class TestReadingMaps:
 
     def test_without_a_note_of_how_they_were_made(self, refused, script, path, tmp_path):
         (tmp_path / "run/cam/settings.json").unlink()
-        refused(script, *flags_of(script, None), names=["run/cam/settings.json", "make_cam.py --overwrite"])
+        refused(script, *flags_of(script, None), names=["run/cam/settings.json", "make_cam.py"])
 
     def test_with_a_damaged_note(self, refused, script, path, tmp_path):
         cut_in_half(tmp_path / "run/cam/settings.json")
@@ -530,7 +536,8 @@ class TestCamFiles:
     def test_without_settings_nothing_is_added_to_them(self, refused, tiny_voc, tmp_path, checkpoints):
         draw_maps(tmp_path / "run")
         (tmp_path / "run/cam/settings.json").unlink()
-        refused(make_cam, *MAP, "--ckpt", checkpoints["ours"], names=["run/cam/settings.json", "--overwrite"])
+        for more in ([], ["--overwrite"]):
+            refused(make_cam, *MAP, "--ckpt", checkpoints["ours"], *more, names=["run/cam/settings.json", "move them away"])
 
     def test_of_another_checkpoint_or_other_scales_are_not_mixed(self, refused, tiny_voc, tmp_path, checkpoints):
         listed = write_list(tiny_voc, FIRST)

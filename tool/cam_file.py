@@ -22,6 +22,7 @@ from . import files
 from .files import atomic_write
 
 EPSILON = 1e-5
+_MAKE_BOTH = "run make_cam.py --overwrite --maps is_cam cam"
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 
 
@@ -39,7 +40,7 @@ class CamFile:
         """(k, H, W) float32 in [0, 1]: the maps of a kind ("is_cam" or "cam"). Raises InputError where the file lacks it."""
         maps = getattr(self, kind)
         if maps is None:
-            raise InputError(f"{self.path}: holds no {kind} maps; run make_cam.py --overwrite --maps {kind}")
+            raise InputError(f"{self.path}: holds no {kind} maps; {_MAKE_BOTH}")
         return maps
 
     def label(self, kind: str) -> np.ndarray:
@@ -60,8 +61,21 @@ def settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; move them away and run make_cam.py")
     content = files.read_json(path)
+    if not content.get("maps") or not set(content["maps"]) <= {"is_cam", "cam"}:
+        raise InputError(f"{path}: does not say which maps there are; run make_cam.py --overwrite")
     if content.get("class_names") != list(class_names):
         raise InputError(f"{path}: the maps are of other classes than the dataset's; use the --dataset that they were made with")
+    return content
+
+
+def check(run_dir: Path, names: Sequence[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """`settings`, once every picture has a CAM file with this kind of map. Raises InputError where one has not."""
+    content = settings(run_dir, class_names)
+    if kind not in content["maps"]:
+        raise InputError(f"{run_dir / 'cam'}: holds no {kind} maps; {_MAKE_BOTH}")
+    missing = next((path for path in (path_of(run_dir, name) for name in names) if not path.is_file()), None)
+    if missing:
+        raise InputError(f"{missing}: no such CAM file; run make_cam.py on this list first")
     return content
 
 
@@ -111,7 +125,7 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
         if path.is_file() and not zipfile.is_zipfile(path):
             raise ValueError("it is cut or something else")
         with np.load(path, allow_pickle=False) as arrays:
-            keys, own_size = arrays["keys"], tuple(int(side) for side in arrays["size"])
+            keys, own_size = _read_keys(arrays["keys"]), tuple(int(side) for side in arrays["size"])
             maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in ("is_cam", "cam")}
     except FileNotFoundError:
         raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
@@ -125,6 +139,12 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
             "delete it and run make_cam.py again"
         )
     return CamFile(path, keys, own_size, **maps)
+
+
+def _read_keys(keys: np.ndarray) -> np.ndarray:
+    if keys.ndim != 1 or keys.dtype.kind not in "iu" or ((keys < 0) | (keys >= 255)).any():
+        raise ValueError("its keys are no class ids")
+    return keys.astype(np.int64)
 
 
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """Checkpoints: our own, the authors' and a backbone's. Nothing is ever unpickled.
 
 Our format is a dict of plain values and tensors: `model` (state dict), `class_names`, `arguments`; while training also
-`optimizer`, `schedule`, `scaler`, `step`, `epoch`, `rng`. The authors' is {"net": state dict}.
+`optimizer`, `schedule`, `scaler`, `step`, `rng`. The authors' is {"net": state dict}.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error):
         raise InputError(f"{path}: not a whole checkpoint; copy or make it again") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no checkpoint; give a file that train_resnet50_SIPE.py or the authors' program wrote")
+        raise InputError(f"{path}: holds no checkpoint; give a file that a training stage or the authors' program wrote")
     return content
 
 
@@ -102,7 +102,7 @@ def fingerprint(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); train first or correct --ckpt") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); train first or correct the path") from None
 
 
 def _check(tensors: Mapping[str, torch.Tensor], name: str, like: torch.Tensor, path: str | Path) -> None:

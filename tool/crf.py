@@ -7,12 +7,13 @@ import numpy as np
 
 from errors import InputError
 
+from .metrics import IGNORE
+
 ITERATIONS = 10
 GAUSSIAN = {"sxy": 3, "compat": 3}
 BILATERAL = {"sxy": 50, "srgb": 5, "compat": 10}
 LABEL_CERTAINTY = 0.7
 BACKGROUND_SCALE = 0.5
-UNCERTAIN = 255
 SETTINGS = {
     "iterations": ITERATIONS,
     "gaussian": GAUSSIAN,
@@ -26,7 +27,7 @@ def require() -> None:
     """Raise InputError where pydensecrf is not installed."""
     try:
         import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # the latter: built for another numpy
         raise InputError(f"pydensecrf: cannot be imported ({error}); pip install pydensecrf2 (it needs a C++ compiler)") from None
 
 
@@ -55,7 +56,7 @@ def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -
     foreground = keys[refine_label(picture, maps.argmax(0), len(keys)).argmax(0)]
     favoured = np.concatenate([maps[:1] * BACKGROUND_SCALE, maps[1:]])
     background = keys[refine_label(picture, favoured.argmax(0), len(keys)).argmax(0)] == 0
-    return np.where(foreground > 0, foreground, np.where(background, 0, UNCERTAIN)).astype(np.uint8)
+    return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE)).astype(np.uint8)
 
 
 def _infer(picture: np.ndarray, unary: np.ndarray) -> np.ndarray:

@@ -33,15 +33,16 @@ else
             echo "error: python3 -m venv failed; install Python's venv module (Debian: python3-venv)" >&2
             exit 2
         }
-        "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || {
-            echo "error: pydensecrf2 is built here and needs Python's headers; install them (Debian: python3-dev)" >&2
-            exit 2
-        }
-        # pydensecrf2 comes as source; where there is no C++ compiler, the one in PyPI's ziglang builds it
-        if ! command -v "${CXX:-c++}" >/dev/null 2>&1; then
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check ziglang
-            zig=$("$PYTHON" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
-            export CC="$zig cc" CXX="$zig c++"
+        if ! "$PYTHON" -c 'import pydensecrf' 2>/dev/null; then  # it comes as source
+            "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || {
+                echo "error: pydensecrf2 is built here and needs Python's headers; install them (Debian: python3-dev)" >&2
+                exit 2
+            }
+            if [ -z "${CXX:-}" ] && ! command -v c++ >/dev/null 2>&1; then  # no C++ compiler: PyPI's ziglang has one
+                "$PYTHON" -m pip install --quiet --disable-pip-version-check ziglang
+                zig=$("$PYTHON" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
+                export CC="$zig cc" CXX="$zig c++"
+            fi
         fi
         "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
     fi

@@ -37,6 +37,14 @@ def save(path: Path, label: np.ndarray) -> None:
         image.save(temporary, format="png")
 
 
+def is_made(path: Path, source: Path) -> bool:
+    """Whether a whole label lies there that is not older than the file that it is made from."""
+    try:
+        return is_whole(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def is_whole(path: Path) -> bool:
     """Whether a whole PNG lies there."""
     try:

@@ -23,25 +23,23 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def claim(folder: Path, settings: dict[str, Any], run: stage.Stage, overwrite: bool) -> None:
-    """Note in FOLDER/settings.json how its files are made; files of other settings must not mix with them.
+def claim(folder: Path, maker: str, settings: dict[str, Any], run: stage.Stage, overwrite: bool) -> None:
+    """Note in FOLDER/settings.json which stage makes its files and how; files of other settings must not mix with them.
 
-    overwrite: throw away the files that are there. Raises InputError where they are of other settings, or where no note says that
-    they are a stage's: these are never deleted.
+    overwrite: throw away the files that are there. Raises InputError where they are of other settings, or where the note does not
+    say that they are this stage's: these are never deleted.
     """
-    path = folder / "settings.json"
-    if not path.is_file() and any(_contents(folder)):
-        raise InputError(f"{path}: is missing, so nobody knows whose the files beside it are; use another folder, or move them away")
+    path, settings = folder / "settings.json", {"made_by": maker, **settings}
+    before, is_empty = files.read_json(path) if path.is_file() else {}, not any(_contents(folder))
+    if before.get("made_by") != maker and not is_empty:
+        raise InputError(f"{path}: does not say that the files beside it are of {maker}.py; use another folder, or move them away")
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    if changed and not is_empty and not overwrite:
+        raise InputError(f"{path}: the files there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
     run.wait()  # nobody writes or deletes before all have looked
-    if overwrite and run.is_main:
+    if run.is_main and overwrite:
         _empty(folder)
-    run.wait()
-    if path.is_file():
-        before = files.read_json(path)
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise InputError(f"{path}: the files there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
-    elif run.is_main:
+    if run.is_main and (changed or overwrite):
         files.write_json(path, settings)
     run.wait()
 

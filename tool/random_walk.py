@@ -9,11 +9,11 @@ import torch
 
 NO_THREADS_BELOW = 32768  # elements, torch's own grain
 
-Path = tuple[tuple[int, int], ...]
+CellPath = tuple[tuple[int, int], ...]
 
 
 @functools.cache
-def search_paths(radius: int) -> tuple[Path, ...]:
+def search_paths(radius: int) -> tuple[CellPath, ...]:
     """The path from a cell to every cell nearer than `radius` in one half plane (34 of them for radius 5, 152 for 10).
 
     A path holds the cells (dy, dx), dy >= 0, that lie less than one cell off the straight line; its destination comes first
@@ -24,7 +24,7 @@ def search_paths(radius: int) -> tuple[Path, ...]:
     return tuple(_path(dy, dx) for dy, dx in offsets)
 
 
-def _path(dy: int, dx: int) -> Path:
+def _path(dy: int, dx: int) -> CellPath:
     box = ((y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1))
     near = [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy**2 + dx**2]
     return tuple(sorted(near, key=lambda cell: -cell[0] - abs(cell[1])))
@@ -80,7 +80,7 @@ def _moves(pairs: list[tuple[tuple, tuple, torch.Tensor]], now: torch.Tensor, af
     return [(after[one], affinity, now[other]) for one, other, affinity in ways]
 
 
-def _neighbours(edge: torch.Tensor, path: Path, beta: float) -> tuple[tuple, tuple, torch.Tensor]:
+def _neighbours(edge: torch.Tensor, path: CellPath, beta: float) -> tuple[tuple, tuple, torch.Tensor]:
     """All pairs of cells at one offset: where the sources lie, where the targets lie, and their affinity (..., 1, h', w')."""
     height, width = edge.shape[-2:]
     dy, dx = path[0]

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,12 @@ def add_up(results: Iterable[tuple[str, dict[str, np.ndarray]]], run: Stage) -> 
     return totals, {name: value for _, part in parts for name, value in part.items()}
 
 
-def print_table(heading: str, columns: dict[str, dict[str, float | None]]) -> None:
-    """Print one line a class: column title -> class name (or another line's) -> value in percent."""
+def print_table(heading: str, columns: dict[str, dict[str, float | None]], more: dict[str, Sequence[float | None]]) -> None:
+    """Print one line a class (column title -> class name -> value in percent), and more lines with a value a column."""
     print(f"\n{heading}")
     print(f"{'%':<18}" + "".join(f"{title:>18}" for title in columns))
-    for line in next(iter(columns.values())):
-        values = (column[line] for column in columns.values())
+    lines = [(name, [column[name] for column in columns.values()]) for name in next(iter(columns.values()))]
+    for line, values in [*lines, *more.items()]:
         print(f"{line:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values))
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,11 +138,9 @@ def start(args: argparse.Namespace) -> Iterator[Stage]:
     make_writable(args.run_dir)
     if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    try:
-        yield Stage(device, int(os.environ.get("RANK", 0)), processes, args.run_dir, AMP[getattr(args, "amp", "off")])
-    finally:
-        if processes > 1:
-            dist.destroy_process_group()
+    yield Stage(device, int(os.environ.get("RANK", 0)), processes, args.run_dir, AMP[getattr(args, "amp", "off")])
+    if processes > 1:  # after an error the others may be waiting for this one, and taking leave of them would wait in turn
+        dist.destroy_process_group()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -191,7 +190,14 @@ def run(main: Callable[[], None]) -> int:
         message = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"{program}: error: {message}", file=sys.stderr, flush=True)
         return 2
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited unexpectedly|killed)", str(error)):
+            raise
+        print(f"{program}: error: a worker process was killed, perhaps for lack of memory; use a smaller --num_workers", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        anew = " and ".join(flag for flag in ("--overwrite", "--no-resume") if flag in sys.argv)
+        without = f" without {anew}" if anew else ""
+        print(f"\n{program}: stopped; the same command{without} goes on from here", file=sys.stderr, flush=True)
         return 130
     return 0

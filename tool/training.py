@@ -1,7 +1,7 @@
 """What every training stage shares: flags, a recipe that a run keeps, checkpoints to go on from, and what is shown meanwhile."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None
         raise InputError(f"--list {args.list}: {pictures} pictures do not fill a batch; use --batch_size {pictures} or less")
     if args.batch_size % processes:
         raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {processes} processes; choose one that is")
+
+
+def recipe(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
+    """What a run keeps to its end: these flags, and (the digest of) the pictures, labels and classes that it learns from."""
+    return {name: getattr(args, name) for name in flags} | {"digest": digest}
 
 
 class Training:
@@ -167,7 +172,7 @@ class Training:
         if self.journal.wants(step, pictures=True):
             self.journal.picture(step, f"train/{picture_name}", picture())
         if self.run.is_main and saves:
-            progress = {"step": step, "epoch": step // self.epoch_steps, "rng": torch.get_rng_state()}
+            progress = {"step": step, "rng": torch.get_rng_state()}
             checkpoint.save(self.last, self.about | progress | {name: part.state_dict() for name, part in self.parts.items()})
 
     def finish(self) -> None:

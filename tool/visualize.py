@@ -77,7 +77,7 @@ def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: s
     for i, (label, values) in enumerate(series.items()):
         axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, np.nan_to_num(np.array(values, float)), width, label=label)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    axis.set_ylabel("IoU, %")
+    axis.set_ylabel("% of the union")
     axis.set_title(title, fontsize=10)
     axis.legend(fontsize=8)
     _write(figure, path)
