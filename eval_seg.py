@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             about | metrics.summary(totals["label"], dataset.class_names) | {"unlabelled": float(100 * without / (without + labelled))}
         )
         show(content)
+        files.write_json(output, content)
         report.draw_chart(
             {title: content[key] for title, key in COLUMNS.items()}, f"{len(entries)} pictures of {Path(list_name).stem}", chart
         )
