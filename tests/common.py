@@ -35,8 +35,15 @@ def write_lines(path: Path, *lines: str) -> Path:
 
 def note_maps(run_dir: Path, kinds: tuple[str, ...] = ("is_cam",), **more) -> None:
     """The note beside the CAM files of how they were made."""
-    made_by = {"checkpoint": "none", "scales": [1.0], "maps": sorted(kinds), "amp": "off", "class_names": list(VOC_CLASSES)}
-    files.write_json(run_dir / "cam/settings.json", made_by | more)
+    settings = {
+        "made_by": "make_cam",
+        "checkpoint": "none",
+        "scales": [1.0],
+        "maps": sorted(kinds),
+        "amp": "off",
+        "class_names": list(VOC_CLASSES),
+    }
+    files.write_json(run_dir / "cam/settings.json", settings | more)
 
 
 def draw_maps(run_dir: Path, names: list[str] = NAMES) -> None:

@@ -1,6 +1,6 @@
 """What a user can get wrong ends in one clear line: which file, what to do; nothing is executed, nothing is left half-written."""
 
-import json
+import hashlib
 import os
 import pickle
 import re
@@ -26,7 +26,7 @@ from data.registry import VOC_CLASSES, open_dataset
 from errors import InputError
 from network.irn import IRN
 from network.sipe import SIPE, release_names
-from tool import cam_file, checkpoint, files, label_file, stage
+from tool import cam_file, checkpoint, files, label_file, stage, training
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg]
@@ -66,7 +66,7 @@ def draw_labels(folder: Path, names: list[str] = NAMES) -> None:
     label = np.repeat(np.array([0, 12, 255], np.uint8), 16)[:, None].repeat(64, 1)
     for name in names:
         label_file.save(label_file.path_of(folder, name), label)
-    files.write_json(folder / "settings.json", {"map": "is_cam"})
+    files.write_json(folder / "settings.json", {"made_by": "make_ir_labels", "map": "is_cam"})
 
 
 def flags_of(script, ckpt: Path) -> list:
@@ -392,15 +392,15 @@ def recipe_of(root):
     dataset = open_dataset("voc", root)
     entries = dataset.entries("train_aug")
     args = train.parse_args([*map(str, TRAIN), "--list", "train_aug"])
-    return train.recipe(args, dataset.digest(entries, dataset.labels(entries).tobytes()))
+    return training.recipe(args, train.RECIPE, dataset.digest(entries, dataset.labels(entries).tobytes()))
 
 
-def irn_recipe_of(root, made_by):
-    """What a training of IRN with IRN_TRAIN's flags keeps to its end."""
+def irn_recipe_of(root, label_dir):
+    """What a training of IRN with IRN_TRAIN's flags on these labels keeps to its end."""
     dataset = open_dataset("voc", root)
     args = train_irn.parse_args([*map(str, IRN_TRAIN)])
-    kept = {name: getattr(args, name) for name in train_irn.RECIPE}
-    return kept | {"digest": dataset.digest(dataset.entries("train_aug"), json.dumps(made_by).encode())}
+    content = hashlib.sha256(b"".join(label_file.path_of(label_dir, name).read_bytes() for name in NAMES))
+    return training.recipe(args, train_irn.RECIPE, dataset.digest(dataset.entries("train_aug"), content.digest()))
 
 
 class TestResuming:
@@ -423,20 +423,21 @@ class TestResuming:
     @pytest.mark.parametrize("name", ["irn_last.pth", "irn.pth"])
     def test_irn_with_other_scales(self, refused, name, tiny_voc, tmp_path):
         draw_labels(tmp_path / "run/ir_label")
-        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, {"map": "is_cam"}), "model": {}})
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, tmp_path / "run/ir_label"), "model": {}})
         names = [f"run/ckpt/{name}", "--scales [0.5, 1.5] (now [1.0, 1.5])", "--no-resume"]
         message = refused(train_irn, *IRN_TRAIN, "--scales", 1, 1.5, names=names)
         assert "--lr" not in message
 
     @pytest.mark.parametrize("name", ["irn_last.pth", "irn.pth"])
-    def test_irn_with_labels_made_in_another_way(self, refused, name, tiny_voc, tmp_path):
+    def test_irn_with_other_labels(self, refused, name, tiny_voc, tmp_path):
         draw_labels(tmp_path / "run/ir_label")
-        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, {"map": "cam"}), "model": {}})
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": irn_recipe_of(tiny_voc, tmp_path / "run/ir_label"), "model": {}})
+        label_file.save(label_file.path_of(tmp_path / "run/ir_label", FIRST), np.full((48, 64), 12, np.uint8))
         refused(train_irn, *IRN_TRAIN, names=[f"run/ckpt/{name}", "labels", "--run_dir"])
 
     def test_irn_from_a_checkpoint_that_lacks_a_part(self, refused, tiny_voc, tiny_backbone, tmp_path):
         draw_labels(tmp_path / "run/ir_label")
-        recipe = irn_recipe_of(tiny_voc, {"map": "is_cam"}) | {"weights": str(tiny_backbone)}
+        recipe = irn_recipe_of(tiny_voc, tmp_path / "run/ir_label") | {"weights": str(tiny_backbone)}
         checkpoint.save(tmp_path / "run/ckpt/irn_last.pth", {"arguments": recipe, "rng": 0})
         refused(train_irn, *IRN_TRAIN, "--weights", tiny_backbone, names=["run/ckpt/irn_last.pth: cannot be resumed", "--no-resume"])
 
@@ -505,8 +506,7 @@ class TestCamFiles:
     @pytest.mark.parametrize("script", [make_ir_labels, make_seg_labels], ids=lambda script: script.__name__)
     def test_without_the_kind_that_is_asked_for(self, refused, script, tmp_path):
         draw_maps(tmp_path / "run")
-        names = [f"{FIRST}.npz", "no cam maps", "make_cam.py --overwrite --maps cam"]
-        refused(script, *flags_of(script, None), "--map", "cam", names=names, begins=LABELS_NOTE)
+        refused(script, *flags_of(script, None), "--map", "cam", names=["run/cam", "no cam maps", "--overwrite --maps is_cam cam"])
 
     def test_without_the_kind_that_its_note_tells_of(self, refused, tmp_path):
         draw_maps(tmp_path / "run")
@@ -633,10 +633,6 @@ class TestInterPixelLabels:
     def test_cut(self, refused, path):
         cut_in_half(path)
         refused(train_irn, *IRN_TRAIN, names=[f"run/ir_label/{FIRST}.png", "run make_ir_labels.py"])
-
-    def test_without_a_note_of_how_they_were_made(self, refused, path):
-        path.with_name("settings.json").unlink()
-        refused(train_irn, *IRN_TRAIN, names=["run/ir_label/settings.json"])
 
     @pytest.mark.parametrize(
         ("image", "names"),

@@ -68,6 +68,11 @@ def label_flags(refine: str) -> list:
     return ["--device", "cpu", "--refine", refine.split()[0], *REFINEMENTS[refine]]
 
 
+def refine_flags(refine: str, chain) -> list:
+    """label_flags, with the chain's IRN where it is used."""
+    return [*label_flags(refine), *(["--irn_ckpt", chain.run_dir / "ckpt/irn.pth"] if refine == "irn" else [])]
+
+
 def training_flags(weights: Path) -> list:
     return ["--device", "cpu", "--weights", weights, "--batch_size", 3, "--crop_size", CROP, "--max_epochs", 2]
 
@@ -136,11 +141,18 @@ class TestInterPixelLabels:
         assert bytes_below(run_dir / "ir_label") == bytes_below(chain.run_dir / "ir_label")
 
     def test_a_damaged_label_is_made_again(self, chain, fixed_voc, run_dir):
-        shutil.copytree(chain.run_dir / "ir_label", run_dir / "ir_label")
+        shutil.copytree(chain.run_dir / "ir_label", run_dir / "ir_label", copy_function=shutil.copy)  # newer than the maps
         path = label_file.path_of(run_dir / "ir_label", NAMES[3])
         path.write_bytes(path.read_bytes()[:-1])
         assert "1 of them to do" in call(make_ir_labels.main, *data_flags(fixed_voc, run_dir))
         assert bytes_below(run_dir / "ir_label") == bytes_below(chain.run_dir / "ir_label")
+
+    def test_a_label_older_than_its_maps_is_made_again(self, chain, fixed_voc, run_dir):
+        flags = data_flags(fixed_voc, run_dir)
+        call(make_ir_labels.main, *flags)
+        os.utime(cam_file.path_of(run_dir, NAMES[2]))
+        assert "1 of them to do" in call(make_ir_labels.main, *flags)
+        assert "0 of them to do" in call(make_ir_labels.main, *flags)
 
     def test_labels_from_another_map_do_not_mix_with_them(self, chain, fixed_voc, run_dir):
         shutil.copytree(chain.run_dir / "ir_label", run_dir / "ir_label")
@@ -281,7 +293,7 @@ class TestPseudoLabels:
     @pytest.mark.parametrize("refine", ["crf", "irn"])
     def test_a_stopped_run_goes_on_and_ends_with_the_same_labels(self, chain, fixed_voc, run_dir, refine):
         """It is stopped between the third picture's probabilities and its label."""
-        flags = [*data_flags(fixed_voc, run_dir), *label_flags(refine), "--irn_ckpt", chain.run_dir / "ckpt/irn.pth", "--save_prob"]
+        flags = [*data_flags(fixed_voc, run_dir), *refine_flags(refine, chain), "--save_prob"]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_after(patch, label_file, "save", 2)
             call(make_seg_labels.main, *flags)
@@ -295,7 +307,7 @@ class TestPseudoLabels:
     @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
     @pytest.mark.parametrize(("refine", "num_workers"), [("none", 2), ("crf", 1), ("crf", 2), ("irn", 2)])
     def test_any_number_of_workers_makes_the_same_labels(self, chain, fixed_voc, run_dir, refine, num_workers):
-        flags = [*label_flags(refine), "--irn_ckpt", chain.run_dir / "ckpt/irn.pth"]
+        flags = refine_flags(refine, chain)
         call(make_seg_labels.main, *data_flags(fixed_voc, run_dir, num_workers), *flags)
         assert_same_labels(run_dir / "seg_label", chain.run_dir / refine)
 

@@ -85,7 +85,7 @@ def test_a_kind_that_was_not_kept_is_refused_by_name(path, kept, missing):
     found = cam_file.load(path)
     for read in (found.maps, found.label):
         assert read(kept) is not None
-        with pytest.raises(InputError, match=f"holds no {missing} maps; run make_cam.py --overwrite --maps {missing}") as error:
+        with pytest.raises(InputError, match=f"holds no {missing} maps; run make_cam.py --overwrite --maps is_cam cam") as error:
             read(missing)
         assert str(error.value).startswith(f"{path}: ")
 
@@ -249,8 +249,9 @@ def test_settings_of_a_run_are_what_was_noted(tmp_path):
     [
         (None, "is missing, so nobody knows .*; move them away and run make_cam.py"),
         ("{", "cannot be read"),
-        ("{}", "other classes than the dataset's; use the --dataset"),
-        ('{"class_names": ["background", "dog"]}', "other classes than the dataset's; use the --dataset"),
+        ("{}", "does not say which maps there are"),
+        ('{"maps": ["is_cam", "of the world"]}', "does not say which maps there are"),
+        ('{"maps": ["cam"], "class_names": ["background", "dog"]}', "other classes than the dataset's; use the --dataset"),
     ],
 )
 def test_maps_of_unknown_origin_are_refused(tmp_path, content, match):
@@ -261,6 +262,24 @@ def test_maps_of_unknown_origin_are_refused(tmp_path, content, match):
     with pytest.raises(InputError, match=match) as error:
         cam_file.settings(tmp_path, ("background", "cat"))
     assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("keys", [["a", "b"], [0, -1], [0, 255], [0.0, 1.5], [[0], [1]]])
+def test_keys_that_are_no_class_ids_are_refused(path, keys):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, keys=np.array(keys), size=np.array([4, 4]), is_cam_0=np.zeros((2, 2, 2), np.float16))
+    with pytest.raises(InputError, match="its keys are no class ids"):
+        cam_file.load(path, num_classes=21)
+
+
+def test_a_check_names_the_kind_or_the_picture_that_is_missing(tmp_path):
+    classes = ("background", "cat")
+    files.write_json(tmp_path / "cam/settings.json", {"maps": ["is_cam"], "class_names": list(classes)})
+    with pytest.raises(InputError, match="holds no cam maps"):
+        cam_file.check(tmp_path, [], "cam", classes)
+    with pytest.raises(InputError, match=r"b\.npz: no such CAM file"):
+        cam_file.check(tmp_path, ["b"], "is_cam", classes)
+    assert cam_file.check(tmp_path, [], "is_cam", classes)["maps"] == ["is_cam"]
 
 
 def test_a_run_without_maps_is_refused(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from errors import InputError
 from tool import outputs, stage
+from tool.files import read_json
 
 SETTINGS = {"scales": [1.0, 0.5], "map": "is_cam"}
 
@@ -29,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cam"
 
 
-def claim(folder: Path, settings: dict, overwrite: bool = False, rank: int = 0) -> None:
-    outputs.claim(folder, settings, Silent(torch.device("cpu"), rank, 2, folder.parent), overwrite)
+def claim(folder: Path, settings: dict, overwrite: bool = False, rank: int = 0, maker: str = "make_cam") -> None:
+    outputs.claim(folder, maker, settings, Silent(torch.device("cpu"), rank, 2, folder.parent), overwrite)
 
 
 def contents(folder: Path) -> set[str]:
@@ -56,9 +57,7 @@ def test_overwrite_is_a_flag_that_is_off():
 def test_the_first_claim_notes_the_settings(folder):
     claim(folder, SETTINGS)
     assert contents(folder) == {"settings.json"}
-    claim(folder, SETTINGS)
-    with pytest.raises(InputError):
-        claim(folder, SETTINGS | {"map": "cam"})
+    assert read_json(folder / "settings.json") == {"made_by": "make_cam", **SETTINGS}
 
 
 def test_the_same_settings_again_leave_everything_as_it_is(filled):
@@ -85,7 +84,7 @@ def test_other_settings_are_refused_by_name(filled, changes, named):
 def test_files_of_unknown_origin_are_refused_and_never_deleted(folder, name, overwrite):
     folder.mkdir()
     (folder / name).touch()
-    with pytest.raises(InputError, match=r"settings\.json: is missing"):
+    with pytest.raises(InputError, match=r"settings\.json: does not say that the files beside it are of make_cam\.py"):
         claim(folder, SETTINGS, overwrite)
     assert contents(folder) == {name}
 
@@ -109,6 +108,19 @@ def test_overwrite_throws_away_what_the_stage_made_and_nothing_else(filled):
     claim(filled, {"map": "cam"}, overwrite=True)
     assert contents(filled) == {"settings.json", "notes.txt"}
     claim(filled, {"map": "cam"})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_files_of_another_stage_are_refused_and_never_deleted(filled, overwrite):
+    with pytest.raises(InputError, match=r"are of make_seg_labels\.py; use another folder"):
+        claim(filled, SETTINGS, overwrite, maker="make_seg_labels")
+    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
+
+
+def test_a_claim_that_came_to_nothing_binds_nobody(folder):
+    claim(folder, SETTINGS)
+    claim(folder, {"map": "cam"})
+    assert read_json(folder / "settings.json") == {"made_by": "make_cam", "map": "cam"}
 
 
 def test_overwrite_of_a_folder_that_is_not_there_is_a_first_claim(folder):

@@ -70,7 +70,7 @@ def test_processes_add_up_even_where_one_has_no_picture():
 
 
 def test_table_has_a_line_a_class_and_a_column_a_title(capsys):
-    report.print_table("2 pictures of train", COLUMNS)
+    report.print_table("2 pictures of train", COLUMNS, {"cat": [1, None]})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
         [],
@@ -79,6 +79,7 @@ def test_table_has_a_line_a_class_and_a_column_a_title(capsys):
         ["background", "80.13", "70.00"],
         ["cat", "-", "0.00"],
         ["mIoU", "80.13", "35.00"],
+        ["cat", "1.00", "-"],
     ]
     assert {len(line) for line in lines[2:]} == {18 * 3}
 
