@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.images import read_mask, read_picture
 from data.registry import DATASETS, Entry, open_dataset
 from errors import InputError
-from tool import cam_file, files, metrics, outputs, report, stage, visualize
+from tool import cam_file, files, metrics, report, stage, visualize
 
 THRESHOLDS = tuple(range(5, 65, 5))  # percent
 SWEEP = "cam_background_threshold_percent_tuned_on_ground_truth"
@@ -89,23 +88,18 @@ def main(argv: list[str] | None = None) -> None:
     stamp = report.stamp(path for entry in entries for path in (entry.mask, cam_file.path_of(args.run_dir, entry.name)))
     about, output = {"list": list_name, "pictures": len(entries), "stamp": stamp}, args.run_dir / "eval_cam.json"
     with stage.start(args) as run:
-        before = files.read_json(output) if output.is_file() else {}
-        if about.items() <= before.items():
-            if run.is_main:
-                show(before)
-            return run.say(f"{output} is complete")
         work = functools.partial(compare, run_dir=args.run_dir, kinds=kinds, num_classes=dataset.num_classes)
-        results = outputs.in_parallel(work, run.shard(entries), args.num_workers)
-        totals, scores = report.add_up(tqdm(results, desc="evaluation", unit="picture", disable=not run.is_main), run)
-        if not run.is_main:
+        found = report.evaluate(work, entries, about, output, run, args.num_workers, show)
+        if found is None:
             return
+        totals, scores = found
         if not scores:
             raise InputError(f"--list {list_name}: its masks hold nothing but 255; give pictures with labelled pixels")
         content = about | score(totals, dataset.class_names)
         show(content)
-        files.write_json(output, content)
         report.draw_chart(columns_of(content), f"{len(entries)} pictures of {Path(list_name).stem}", run.run_dir / "eval_cam.png")
         draw_sheet(scores, entries, args.run_dir, kinds[::-1], dataset.num_classes)
+        files.write_json(output, content)
         print(f"wrote {output}, eval_cam.png and eval_cam_sheet.png")
 
 

@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.images import read_mask, read_picture
 from data.registry import DATASETS, Entry, open_dataset
 from errors import InputError
-from tool import files, label_file, metrics, outputs, report, stage, visualize
+from tool import files, label_file, metrics, report, stage, visualize
 
 COLUMNS = {"IoU": "iou", "false positive": "false_positive", "false negative": "false_negative"}
 
@@ -83,16 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     about = {"list": list_name, "labels": str(args.label_dir), "pictures": len(entries), "class_names": list(dataset.class_names)}
     about["stamp"] = report.stamp(path for entry in entries for path in (entry.mask, label_file.path_of(args.label_dir, entry.name)))
     with stage.start(args) as run:
-        before = files.read_json(output) if output.is_file() else {}
-        if about.items() <= before.items():
-            if run.is_main:
-                show(before)
-            return run.say(f"{output} is complete")
         work = functools.partial(compare, label_dir=args.label_dir, num_classes=dataset.num_classes)
-        results = outputs.in_parallel(work, run.shard(entries), args.num_workers)
-        totals, scores = report.add_up(tqdm(results, desc="evaluation", unit="picture", disable=not run.is_main), run)
-        if not run.is_main:
+        found = report.evaluate(work, entries, about, output, run, args.num_workers, show)
+        if found is None:
             return
+        totals, scores = found
         if not scores:
             raise InputError(f"--list {list_name}: no pixel has both a mask and a label; give pictures with labelled pixels")
         without, labelled = totals["labelled"]
@@ -100,11 +94,11 @@ def main(argv: list[str] | None = None) -> None:
             about | metrics.summary(totals["label"], dataset.class_names) | {"unlabelled": float(100 * without / (without + labelled))}
         )
         show(content)
-        files.write_json(output, content)
         report.draw_chart(
             {title: content[key] for title, key in COLUMNS.items()}, f"{len(entries)} pictures of {Path(list_name).stem}", chart
         )
         draw_sheet(scores, entries, args, dataset.num_classes, sheet)
+        files.write_json(output, content)
         print(f"wrote {output}, {chart.name} and {sheet.name}")
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from . import metrics, visualize
+from . import files, metrics, outputs, visualize
 from .stage import Stage
 
 EXTREMES = 4  # pictures on a contact sheet that did best, and as many that did worst
@@ -37,6 +39,30 @@ def add_up(results: Iterable[tuple[str, dict[str, np.ndarray]]], run: Stage) -> 
     kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
     totals = {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}
     return totals, {name: value for _, part in parts for name, value in part.items()}
+
+
+def evaluate(
+    work: Callable[[Any], tuple[str, dict[str, np.ndarray]]],
+    entries: list,
+    about: dict[str, Any],
+    output: Path,
+    run: Stage,
+    num_workers: int,
+    show: Callable[[dict], None],
+) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
+    """What `add_up` makes of work(entry) of every entry, in the main process.
+
+    None in the other processes, and where `output` holds the scores of just this (`about`): then they are shown.
+    """
+    before = files.read_json(output) if output.is_file() else {}
+    if about.items() <= before.items():
+        if run.is_main:
+            show(before)
+        run.say(f"{output} is complete")
+        return None
+    results = outputs.in_parallel(work, run.shard(entries), num_workers)
+    found = add_up(tqdm(results, desc="evaluation", unit="picture", disable=not run.is_main), run)
+    return found if run.is_main else None
 
 
 def print_table(heading: str, columns: dict[str, dict[str, float | None]], more: dict[str, Sequence[float | None]]) -> None:
