@@ -33,7 +33,7 @@ from tool.random_walk import random_walk
 
 MAP_POWER = 1.5  # of the maps before they walk
 MOST_READERS = 8  # worker processes where the network does the work
-WALK_TOGETHER = 16  # pictures, on a GPU: it takes their many small steps in the time of one picture's
+WALK_TOGETHER = 16  # pictures on a GPU, to which the steps of one picture are many and small
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
