@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.entries import Entries, Entry
 from data.images import read_mask, read_picture
-from data.registry import DATASETS, Entry, open_dataset
+from data.registry import DATASETS, open_dataset
 from errors import InputError
 from tool import cam_file, files, metrics, report, stage, visualize
 
@@ -66,7 +67,7 @@ def show(content: dict) -> None:
         print(f"general CAM with a fixed background threshold of {int(best) / 100:.2f}, tuned on ground truth: {sweep[best]:.2f}")
 
 
-def draw_sheet(scores: dict[str, float], entries: list[Entry], run_dir: Path, kinds: Sequence[str], num_classes: int) -> None:
+def draw_sheet(scores: dict[str, float], entries: Entries, run_dir: Path, kinds: Sequence[str], num_classes: int) -> None:
     """The best and the worst pictures: picture, ground truth, labels from the general CAM and from the IS-CAM."""
     by_name, rows = {entry.name: entry for entry in entries}, []
     for name in report.extremes(scores):

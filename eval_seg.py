@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import read_mask, read_picture
-from data.registry import DATASETS, Entry, open_dataset
+from data.entries import Entries, Entry
+from data.images import picture_size, read_mask, read_picture
+from data.registry import DATASETS, open_dataset
 from errors import InputError
 from tool import files, label_file, metrics, report, stage, visualize
 
@@ -34,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_pair(entry: Entry, label_dir: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Truth and label of a picture, (H, W) uint8 each."""
-    size = read_picture(entry.picture, upright=False).shape[:2]
+    size = picture_size(entry.picture)
     return read_mask(entry.mask, num_classes, size), read_mask(label_file.path_of(label_dir, entry.name), num_classes, size)
 
 
@@ -57,7 +58,7 @@ def show(content: dict) -> None:
     print(f"pixel accuracy {content['pixel_accuracy']:.2f}; {content['unlabelled']:.2f} of the pixels have no label and are left out")
 
 
-def draw_sheet(scores: dict[str, float], entries: list[Entry], args: argparse.Namespace, num_classes: int, path: Path) -> None:
+def draw_sheet(scores: dict[str, float], entries: Entries, args: argparse.Namespace, num_classes: int, path: Path) -> None:
     by_name, rows = {entry.name: entry for entry in entries}, []
     for name in report.extremes(scores):
         picture = read_picture(by_name[name].picture, upright=False)

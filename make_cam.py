@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from data.datasets import Pyramid, Pyramids, kept_classes
+from data.entries import Entries, Entry
 from data.images import stored_size, to_stored_frame
 from data.loaders import inference_loader
-from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize
 from network.sipe import SIPE, release_names
 from tool import cam_file, checkpoint, outputs, stage
@@ -78,10 +79,10 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.load_model(model, args.ckpt, dataset.class_names, release_names)
     with stage.start(args) as run:
         outputs.claim(run.run_dir / "cam", "make_cam", settings(args, dataset), run, args.overwrite)
-        mine = [i for i in run.shard(list(range(len(entries)))) if not is_made(entries[i], labels[i], run)]
+        mine = [i for i in run.shard(range(len(entries))) if not is_made(entries[i], labels[i], run)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
         model.eval().to(run.device, memory_format=torch.channels_last)
-        make_cams(model, [entries[i] for i in mine], labels[mine], args, run)
+        make_cams(model, entries.select(mine), labels[mine], args, run)
         run.wait()
         run.say(f"wrote {run.run_dir / 'cam'}")
 
@@ -91,7 +92,7 @@ def is_made(entry: Entry, label: np.ndarray, run: stage.Stage) -> bool:
     return cam_file.is_complete(cam_file.path_of(run.run_dir, entry.name), kept_classes(label))
 
 
-def make_cams(model: SIPE, entries: list[Entry], labels: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> None:
+def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> None:
     loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.on_gpu)
     for item in tqdm(loader, desc="CAM", unit="picture", disable=not run.is_main):
         keys, maps = localize(model, item, run)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.entries import Entry
 from data.images import read_picture
-from data.registry import DATASETS, Entry, open_dataset
+from data.registry import DATASETS, open_dataset
 from tool import cam_file, crf, label_file, outputs, stage
 
 
@@ -43,14 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
     settings = {
-        "cam": cam_file.check(args.run_dir, [entry.name for entry in entries], args.map, dataset.class_names),
+        "cam": cam_file.check(args.run_dir, entries.names(), args.map, dataset.class_names),
         "map": args.map,
         "crf": crf.SETTINGS,
     }
     folder = args.run_dir / "ir_label"
     with stage.start(args) as run:
         outputs.claim(folder, "make_ir_labels", settings, run, args.overwrite)
-        todo = [entry for entry in run.shard(entries) if not is_made(entry, args.run_dir, folder)]
+        todo = run.shard(entries).where(lambda entry: not is_made(entry, args.run_dir, folder))
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
         work = functools.partial(make_label, run_dir=args.run_dir, folder=folder, kind=args.map, num_classes=dataset.num_classes)
         for _ in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="CRF", unit="picture", disable=not run.is_main):

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from data.entries import Entries, Entry
 from data.images import orientation, read_picture, stored_size, to_stored_frame, to_upright_frame
-from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
 from tool import cam_file, checkpoint, crf, label_file, outputs, stage
@@ -73,9 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def settings(args: argparse.Namespace, dataset: Dataset, entries: list[Entry]) -> dict[str, Any]:
+def settings(args: argparse.Namespace, dataset: Dataset, entries: Entries) -> dict[str, Any]:
     """What tells labels from other labels of the same picture."""
-    cam = cam_file.check(args.run_dir, [entry.name for entry in entries], args.map, dataset.class_names)
+    cam = cam_file.check(args.run_dir, entries.names(), args.map, dataset.class_names)
     common = {"cam": cam, "map": args.map, "refine": args.refine}
     if args.refine == "irn":
         return common | {"irn": checkpoint.fingerprint(args.irn_ckpt), "beta": args.beta, "exp_times": args.exp_times, "amp": args.amp}
@@ -170,7 +171,7 @@ def load_irn(path: Path) -> tuple[IRN, int]:
     return model.eval(), arguments.get("crop_size", 512) if isinstance(arguments, dict) else 512
 
 
-def make_labels(irn: tuple[IRN, int] | None, todo: list[Entry], args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
+def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
     work = functools.partial(prepare if irn else refine_alone, args=args, num_classes=num_classes)
     workers = min(args.num_workers, MOST_READERS) if irn else args.num_workers
     results = iter(outputs.in_parallel(work, todo, workers))
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     made_by = settings(args, dataset, entries)
     with stage.start(args) as run:
         outputs.claim(args.label_dir, "make_seg_labels", made_by, run, args.overwrite)
-        todo = [entry for entry in run.shard(entries) if not is_made(entry, args)]
+        todo = run.shard(entries).where(lambda entry: not is_made(entry, args))
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
         make_labels(irn, todo, args, dataset.num_classes, run)
         run.wait()

@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.datasets import LabelledCrops, Pyramids
+from data.entries import Entries
 from data.loaders import ResumableBatches, inference_loader, training_loader
-from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
@@ -77,7 +78,7 @@ def train_step(
 
 
 @torch.no_grad()
-def mean_displacement(model: IRN, entries: list[Entry], args: argparse.Namespace, run: stage.Stage) -> torch.Tensor:
+def mean_displacement(model: IRN, entries: Entries, args: argparse.Namespace, run: stage.Stage) -> torch.Tensor:
     """(2,) the mean displacement over the pictures, each cut or padded to the crop at its top left corner, in cells."""
     mine = run.shard(entries)
     loader = inference_loader(Pyramids(mine, np.zeros((len(mine), 0)), [1.0]), args.num_workers, pin_memory=run.on_gpu)
@@ -90,7 +91,7 @@ def mean_displacement(model: IRN, entries: list[Entry], args: argparse.Namespace
     return sum(run.gather(total)) / len(entries)
 
 
-def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: list[Path], digest: str) -> None:
+def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: Entries, folder: Path, digest: str) -> None:
     ckpt, kept = run.run_dir / "ckpt", training.recipe(args, RECIPE, digest)
     epoch_steps = len(entries) // args.batch_size
     course = training.Training(
@@ -110,7 +111,8 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     course.begin({"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler})
     parallel = DistributedDataParallel(model) if run.world_size > 1 else model
 
-    crops = LabelledCrops(entries, labels, dataset.num_classes, args.scales, args.crop_size, args.seed)
+    label_path = functools.partial(label_file.path_of, folder)
+    crops = LabelledCrops(entries, label_path, dataset.num_classes, args.scales, args.crop_size, args.seed)
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, course.start, run.rank, run.world_size)
     run.say(f"{len(entries)} pictures, {course.plan}")
     for batch in course.batches(training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu)):
@@ -129,13 +131,14 @@ def main(argv: list[str] | None = None) -> None:
     entries = dataset.entries(args.list)
     training.check_batch(args, len(entries), stage.world_size())
     folder = args.run_dir / "ir_label"
-    labels, content = [label_file.path_of(folder, entry.name) for entry in entries], hashlib.sha256()
-    for path in labels:
+    content = hashlib.sha256()
+    for name in entries.names():
+        path = label_file.path_of(folder, name)
         if not label_file.is_whole(path):
             raise InputError(f"{path}: no whole inter-pixel label; run make_ir_labels.py on this list first")
         content.update(path.read_bytes())
     with stage.start(args) as run:
-        train(args, run, dataset, entries, labels, dataset.digest(entries, content.digest()))
+        train(args, run, dataset, entries, folder, dataset.digest(entries, content.digest()))
 
 
 if __name__ == "__main__":

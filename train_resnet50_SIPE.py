@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.datasets import Pyramids, TrainingCrops, kept_classes
+from data.entries import Entries
 from data.images import read_mask, to_stored_frame
 from data.loaders import ResumableBatches, inference_loader, training_loader
-from data.registry import DATASETS, Dataset, Entry, open_dataset
+from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.losses import classification_loss, consistency_loss
@@ -82,7 +83,7 @@ def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, sched
 
 
 @torch.no_grad()
-def validate(model: SIPE, dataset: Dataset, entries: list[Entry], labels: np.ndarray, run: stage.Stage, num_workers: int) -> float:
+def validate(model: SIPE, dataset: Dataset, entries: Entries, labels: np.ndarray, run: stage.Stage, num_workers: int) -> float:
     """mIoU of the IS-CAM at scale 1, in percent; every process takes its share of the pictures."""
     model.eval()
     entries, labels = run.shard(entries), run.shard(labels)
@@ -101,7 +102,7 @@ def validate(model: SIPE, dataset: Dataset, entries: list[Entry], labels: np.nda
     return float("nan") if miou is None else miou
 
 
-def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[list[Entry], np.ndarray] | None:
+def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[Entries, np.ndarray] | None:
     """Pictures and labels of --val_list; every mask must be there before the training begins."""
     if not args.val_list:
         return None
@@ -112,7 +113,7 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[list[Ent
     return entries, dataset.labels(entries)
 
 
-def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: list[Entry], labels: np.ndarray) -> None:
+def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
     ckpt, kept = run.run_dir / "ckpt", training.recipe(args, RECIPE, dataset.digest(entries, labels.tobytes()))
     epoch_steps = len(entries) // args.batch_size
     course = training.Training(

@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import torch
 
+from data.entries import Entry
 from data.images import read_mask
-from data.registry import DATASETS, Entry, open_dataset
+from data.registry import DATASETS, open_dataset
 from tool import cam_file, metrics, stage
 
 FORMATS = {"float16": 1, "8 bit": 255}

@@ -1,6 +1,6 @@
 """torch datasets over a list of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from .entries import Entries
 from .images import orientation, read_mask, read_picture, stored_size, to_upright_frame
-from .registry import Entry
 from .transforms import augment, augment_pair, pyramid, to_tensor
 
 
@@ -20,7 +20,7 @@ class TrainingCrops(TorchDataset):
     as (epoch, index).
     """
 
-    def __init__(self, entries: Sequence[Entry], labels: np.ndarray, resize_long: tuple[int, int], crop_size: int, seed: int):
+    def __init__(self, entries: Entries, labels: np.ndarray, resize_long: tuple[int, int], crop_size: int, seed: int):
         self.entries, self.labels = entries, labels
         self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
 
@@ -41,9 +41,15 @@ class LabelledCrops(TorchDataset):
     """
 
     def __init__(
-        self, entries: Sequence[Entry], labels: Sequence[Path], num_classes: int, scales: tuple[float, float], crop_size: int, seed: int
+        self,
+        entries: Entries,
+        label_path: Callable[[str], Path],
+        num_classes: int,
+        scales: tuple[float, float],
+        crop_size: int,
+        seed: int,
     ):
-        self.entries, self.labels, self.num_classes = entries, labels, num_classes
+        self.entries, self.label_path, self.num_classes = entries, label_path, num_classes
         self.scales, self.crop_size, self.seed = scales, crop_size, seed
 
     def __len__(self) -> int:
@@ -52,9 +58,9 @@ class LabelledCrops(TorchDataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = epoch_and_index
         rng = np.random.default_rng((self.seed, epoch, index))
-        path = self.entries[index].picture
+        name, path, _ = self.entries[index]
         picture, turn = read_picture(path), orientation(path)
-        stored = read_mask(self.labels[index], self.num_classes, stored_size(picture.shape[:2], turn))
+        stored = read_mask(self.label_path(name), self.num_classes, stored_size(picture.shape[:2], turn))
         label = to_upright_frame(stored, turn)
         crop, inside, label = augment_pair(picture, label, self.scales, self.crop_size, rng)
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(label)}
@@ -78,7 +84,7 @@ class Pyramid(NamedTuple):
 class Pyramids(TorchDataset):
     """Whole pictures at several scales, for inference."""
 
-    def __init__(self, entries: Sequence[Entry], labels: np.ndarray, scales: Sequence[float]):
+    def __init__(self, entries: Entries, labels: np.ndarray, scales: Sequence[float]):
         self.entries, self.labels, self.scales = entries, labels, scales
 
     def __len__(self) -> int:

@@ -8,12 +8,11 @@ method that gathers resembling cells can recover the whole thing. The masks are 
     python -m data.draw_demo OUT_DIR [--pictures 240] [--size 128] [--seed 0]
 
 OUT_DIR then holds images/NAME.jpg, masks/NAME.png (0 background, 1.. the line in classes.txt), classes.txt, tags.csv
-(columns name and classes, the latter joined by semicolons), train.txt (every name) and settings.json.
+(columns name and classes, the latter joined by semicolons) and settings.json.
 """
 
 import argparse
 import colorsys
-import csv
 import itertools
 import json
 import math
@@ -29,6 +28,8 @@ import numpy as np
 from PIL import Image
 
 from errors import InputError
+
+from .tables import write_tags
 
 FORMAT = 1  # raise it when the same settings give other pictures
 SUPERSAMPLE = 3  # odd, so that one sample sits on the centre of each pixel: that one decides the mask
@@ -266,11 +267,9 @@ def write_files(folder: Path, settings: dict[str, int]) -> None:
         palette_image = Image.fromarray(mask)
         palette_image.putpalette(mask_palette())
         palette_image.save(folder / "masks" / f"{name}.png")
-        rows.append((name, ";".join(KINDS[value - 1].name for value in np.unique(mask) if value)))
+        rows.append((name, [KINDS[value - 1].name for value in np.unique(mask) if value]))
     (folder / "classes.txt").write_text("".join(f"{kind.name}\n" for kind in KINDS), encoding="utf-8")
-    with open(folder / "tags.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("name", "classes"), *rows])
-    (folder / "train.txt").write_text("".join(f"{name}\n" for name, _ in rows), encoding="utf-8")
+    write_tags(folder / "tags.csv", rows)
     (folder / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
@@ -281,7 +280,7 @@ def is_drawn(folder: Path, settings: dict[str, int]) -> bool:
     except (OSError, ValueError):
         return False
     counts = {len(list(folder.glob(pattern))) for pattern in ("images/*.jpg", "masks/*.png")}
-    lists_there = all((folder / name).is_file() for name in ("classes.txt", "tags.csv", "train.txt"))
+    lists_there = all((folder / name).is_file() for name in ("classes.txt", "tags.csv"))
     return same and lists_there and counts == {settings["pictures"]}
 
 

@@ -39,6 +39,17 @@ def read_picture(path: Path, upright: bool = True) -> np.ndarray:
         raise InputError(f"{path}: not a readable picture ({error}); replace it or take it off the list") from None
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture as it is stored, without decoding it where its header tells. Raises InputError as `read_picture` does."""
+    try:
+        with Image.open(path) as image:
+            if image.format != "TIFF":  # PIL turns it while reading
+                return image.size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        pass
+    return read_picture(path, upright=False).shape[:2]
+
+
 def orientation(path: Path) -> int:
     """The EXIF orientation of a picture: 1 (upright as stored) to 8."""
     with Image.open(path) as image:

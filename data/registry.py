@@ -1,64 +1,93 @@
-"""Datasets as values: class names, where pictures, masks and lists lie, and how the image-level tags are read."""
+"""Datasets as values: what tells one kind from another is a DatasetSpec; how they are read is the same for all."""
 
-import csv
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from xml.etree import ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from errors import InputError
 
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+from . import tables
+from .entries import Entries, Entry
+from .tables import Complain, refuse
+
+HERE = Path(__file__).parent
+TAGGED, MASKED = "tagged", "masked"  # lists that need no file
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A kind of dataset. Paths are relative to its root; {} stands for a picture's or a list's name."""
+    """A kind of dataset. Paths are relative to its root; {} stands for a picture's or a list's name, .* for any type of picture."""
 
     name: str
-    class_names: tuple[str, ...]  # background first
-    picture: str
-    mask: str  # the masks that evaluation reads
+    roots: tuple[str, ...]  # where its root may lie below the folder that is given
+    marker: str  # what every root holds
+    classes: str | Path  # class names, one a line, without the background
+    pictures: tuple[str, ...]  # the first that exists counts
+    masks: tuple[str, ...]  # that evaluation reads; the first that exists counts
     list_file: str
     train_list: str  # what training and CAMs use by default
     eval_list: str  # what evaluation uses by default
-    read_tags: Callable[["Dataset", list[str]], list[set[str]]]
     advice: str  # how to get it, for someone who lacks it
+    tags: str = "tags.csv"
+    annotation: str | None = None  # holds a picture's tags where there is no tag table
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a list: a picture's name, the picture and the mask (which need not exist)."""
+VOC = DatasetSpec(
+    name="voc",
+    roots=("", "VOC2012", "VOCdevkit/VOC2012"),
+    marker="JPEGImages",
+    classes=HERE / "voc_classes.txt",
+    pictures=("JPEGImages/{}.jpg",),
+    masks=("SegmentationClass/{}.png", "SegmentationClassAug/{}.png"),
+    list_file="ImageSets/Segmentation/{}.txt",
+    train_list="train_aug",
+    eval_list="train",
+    annotation="Annotations/{}.xml",
+    advice="python data/prepare_voc.py --root DIR prepares VOCtrainval_11-May-2012.tar, and can download it",
+)
 
-    name: str
-    picture: Path
-    mask: Path
+COCO = DatasetSpec(
+    name="coco",
+    roots=("",),
+    marker="train2014",
+    classes=HERE / "coco_classes.txt",
+    pictures=("train2014/{}.jpg", "val2014/{}.jpg"),
+    masks=("masks/{}.png",),
+    list_file="{}.txt",
+    train_list="train",
+    eval_list="train",
+    advice="unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, "
+    "and let python data/prepare_coco.py --root DIR prepare it",
+)
+
+FOLDER = DatasetSpec(
+    name="folder",
+    roots=("",),
+    marker="classes.txt",
+    classes="classes.txt",
+    pictures=("images/{}.*", "{}.*"),
+    masks=("masks/{}.png",),
+    list_file="{}.txt",
+    train_list=TAGGED,
+    eval_list=MASKED,
+    advice="write classes.txt (one class a line) and tags.csv (name,class;class), and put the pictures into images/",
+)
+
+DATASETS = {spec.name: spec for spec in (VOC, COCO, FOLDER)}
+
+
+def open_dataset(name: str, root: str | Path) -> "Dataset":
+    """The dataset of a kind (a key of DATASETS) at a root. Raises InputError where the root does not hold it."""
+    spec, root = DATASETS[name], Path(root)
+    below = next((root / folder for folder in spec.roots if os.path.exists(root / folder / spec.marker)), None)
+    if below is None:
+        elsewhere = f", nor in {' or '.join(spec.roots[1:])} below it" if spec.roots[1:] else ""
+        raise InputError(f"{root}: there is no {spec.marker} here{elsewhere}, so this is no '{name}' dataset; {spec.advice}")
+    return Dataset(spec, below, tables.read_classes(below / spec.classes))
 
 
 @dataclass(frozen=True)
@@ -67,58 +96,80 @@ class Dataset:
 
     spec: DatasetSpec
     root: Path
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.spec.class_names
+    class_names: tuple[str, ...]  # background first
 
     @property
     def num_classes(self) -> int:
         """K, background included."""
-        return len(self.spec.class_names)
+        return len(self.class_names)
 
-    def entries(self, list_name: str) -> list[Entry]:
-        """The pictures of a list: the name of one of the dataset's own lists, or the path of a text file.
+    def entries(self, list_name: str, complain: Complain = refuse) -> Entries:
+        """The pictures of a list: the name of one of the dataset's own, the path of a text file, or what needs no file: "tagged", all
+        that have a tag in the tag table, and "masked", those of them that have a mask.
 
         A line is a picture's name, or a picture's and a mask's path under the root (/JPEGImages/x.jpg /SegmentationClassAug/x.png).
-        Raises InputError for a missing or empty list, a name twice, a path that leaves the root, or a missing picture.
+        Complains of a name twice, a path that leaves the root, a missing picture; raises InputError for a missing or empty list.
         """
-        path = self._list_path(list_name)
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: the list cannot be read ({error}); give --list another one") from None
-        numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-        if not numbered:
-            raise InputError(f"{path}: the list is empty; write one picture name a line")
-        entries, seen = [], set()
-        for number, line in numbered:
-            entry = self._entry(line, f"{path}, line {number}")
-            if entry.name in seen:
-                raise InputError(f"{path}, line {number}: {entry.name} stands twice; keep one of the lines")
-            if not os.path.isfile(entry.picture):
-                raise InputError(f"{path}, line {number}: there is no picture {entry.picture}; correct the list or the dataset root")
-            seen.add(entry.name)
-            entries.append(entry)
-        return entries
+        pictures, masks = (tables.find_files(self.root, patterns, complain) for patterns in (self.spec.pictures, self.spec.masks))
 
-    def labels(self, entries: list[Entry]) -> np.ndarray:
-        """Image-level labels (len(entries), K-1) float32 0/1. Raises InputError for a picture without a tag."""
-        labels = np.zeros((len(entries), self.num_classes - 1), np.float32)
-        column = {name: i for i, name in enumerate(self.class_names[1:])}
-        for row, entry, tags in zip(labels, entries, self.spec.read_tags(self, [e.name for e in entries])):
-            unknown = tags - column.keys()
-            if unknown:
-                raise InputError(f"{entry.name}: tag '{min(unknown)}' is not a class of the dataset; correct the tag or the class list")
-            if not tags:
-                raise InputError(f"{entry.name}: has no tag; tag it or take it off the list")
-            row[[column[tag] for tag in tags]] = 1
+        def found() -> Iterator[Entry]:
+            seen = set()
+            for where, line in self._lines(list_name, masks, complain):
+                entry = self._entry(line, where, pictures, masks, complain)
+                if entry and entry.name in seen:
+                    complain(f"{where}: {entry.name} stands twice; keep one of the lines")
+                elif entry:
+                    seen.add(entry.name)
+                    yield entry
+
+        return Entries.of(found())
+
+    def labels(self, entries: Entries, complain: Complain = refuse) -> np.ndarray:
+        """Image-level labels (len(entries), K-1) float32 0/1. Complains of a picture without a tag, and of tags that are no classes."""
+        if self._has_table:
+            table = self.tag_table(complain)
+            none = np.zeros((1, self.num_classes - 1), np.uint8)
+            labels = np.concatenate([table.labels, none])[[table.row.get(name, -1) for name in entries.names()]]
+        else:
+            paths = [self.root / self.spec.annotation.format(name) for name in entries.names()]
+            labels = [tables.label_of(tables.read_annotation(path), self.class_names, str(path), complain) for path in paths]
+        labels = np.array(labels, np.float32)
+        for i in np.flatnonzero(~labels.any(1)):
+            source = self.spec.tags if self._has_table else "its annotation"
+            complain(f"{entries[i].name}: has no tag in {source}; tag it or take it off the list")
         return labels
 
-    def digest(self, entries: list[Entry], labels: bytes) -> str:
+    def tag_table(self, complain: Complain = refuse) -> tables.TagTable:
+        """All that the tag table holds. Raises InputError where there is none."""
+        return tables.read_tags(self.root / self.spec.tags, self.class_names, complain)
+
+    def digest(self, entries: Entries, labels: bytes) -> str:
         """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and of what stands for the labels."""
-        names = "\n".join([*self.class_names, "", *(entry.name for entry in entries)])
+        names = "\n".join([*self.class_names, "", *entries.names()])
         return hashlib.sha256(names.encode() + labels).hexdigest()
+
+    @property
+    def _has_table(self) -> bool:
+        return self.spec.annotation is None or os.path.isfile(self.root / self.spec.tags)
+
+    def _lines(self, list_name: str, masks: dict[str, str], complain: Complain) -> list[tuple[str, str]]:
+        """(where it stands, line) of a list."""
+        if list_name in (TAGGED, MASKED):
+            table, path = self.tag_table(complain), self.root / self.spec.tags
+            names = [name for name, row in table.row.items() if table.labels[row].any()]
+            if not names:
+                raise InputError(f"{path}: no picture has a tag; {self.spec.advice}")
+            names = [name for name in names if list_name == TAGGED or name in masks]
+            if not names:
+                raise InputError(
+                    f"{self.root / self.spec.masks[0].format('*')}: no tagged picture has a mask, so nothing can be evaluated; add some"
+                )
+            return [(str(path), name) for name in names]
+        path = self._list_path(list_name)
+        lines = [(f"{path}, line {number}", line) for number, line in tables.read_lines(path, "give --list another one")]
+        if not lines:
+            raise InputError(f"{path}: the list is empty; write one picture name a line")
+        return lines
 
     def _list_path(self, list_name: str) -> Path:
         own = self.root / self.spec.list_file.format(list_name)
@@ -126,104 +177,26 @@ class Dataset:
             return own
         if os.path.isfile(list_name):
             return Path(list_name)
-        raise InputError(f"{own}: there is no such list, nor a file {list_name}; give --list a name or a text file")
+        looked_for = list_name if "/" in list_name else f"{own}, or a file {list_name}"
+        raise InputError(f"{looked_for}: there is no such list; give --list a name or a text file")
 
-    def _entry(self, line: str, where: str) -> Entry:
+    def _entry(self, line: str, where: str, pictures: dict[str, str], masks: dict[str, str], complain: Complain) -> Entry | None:
         fields = line.split()
         is_pair = len(fields) == 2 and all("/" in field for field in fields)
-        for field in fields if is_pair else [line]:
-            if ".." in PurePosixPath(field).parts or "\\" in field or "\0" in field:
-                raise InputError(f"{where}: {field} leaves the dataset's folder; write plain picture names")
+        leaving = next((field for field in (fields if is_pair else [line]) if tables.leaves_folder(field)), None)
+        if leaving:
+            return complain(f"{where}: {leaving} leaves the dataset's folder; write plain picture names")
         if is_pair:
             picture, mask = (self.root / field.lstrip("/") for field in fields)
-            return Entry(picture.stem, picture, mask)
-        if "/" in line:
-            raise InputError(f"{where}: expected a picture name, or a picture's and a mask's path, not '{line}'; correct the line")
-        return Entry(line, self.root / self.spec.picture.format(line), self.root / self.spec.mask.format(line))
-
-
-def open_dataset(name: str, root: str | Path) -> Dataset:
-    """The dataset of a kind (a key of DATASETS) at a root. Raises InputError where the root does not hold it."""
-    root = Path(root)
-    return DATASETS[name](root)
-
-
-def _open_voc(root: Path) -> Dataset:
-    below = next((p for p in (root, root / "VOC2012", root / "VOCdevkit/VOC2012") if os.path.isdir(p / "JPEGImages")), None)
-    if below is None:
-        raise InputError(f"{root}: no VOC 2012 here (looked for JPEGImages in it, in VOC2012 and in VOCdevkit/VOC2012); {VOC.advice}")
-    return Dataset(VOC, below)
-
-
-def _voc_tags(dataset: Dataset, names: list[str]) -> list[set[str]]:
-    """The object names of each picture's annotation."""
-    tags = []
-    for name in names:
-        path = dataset.root / "Annotations" / f"{name}.xml"
-        try:
-            tags.append({element.text.strip() for element in ElementTree.parse(path).iterfind("object/name") if element.text})
-        except OSError:
-            raise InputError(
-                f"{path}: the picture's annotation is missing, so it has no tag; add it or take the picture off the list"
-            ) from None
-        except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding that nobody knows
-            raise InputError(f"{path}: not a readable annotation ({error}); replace it") from None
-    return tags
-
-
-VOC = DatasetSpec(
-    name="voc",
-    class_names=VOC_CLASSES,
-    picture="JPEGImages/{}.jpg",
-    mask="SegmentationClass/{}.png",
-    list_file="ImageSets/Segmentation/{}.txt",
-    train_list="train_aug",
-    eval_list="train",
-    read_tags=_voc_tags,
-    advice="unpack VOCtrainval_11-May-2012.tar there, and make ImageSets/Segmentation/train_aug.txt as README says",
-)
-
-
-def _open_folder(root: Path) -> Dataset:
-    """A person's own pictures: images/, classes.txt (one a line, without background), tags.csv (name,class;class), masks/."""
-    path = root / "classes.txt"
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {FOLDER.advice}") from None
-    if not names or len(set(names)) < len(names) or "background" in names or len(names) > 254:
-        raise InputError(f"{path}: write 1 to 254 different class names, one a line, without 'background'")
-    return Dataset(replace(FOLDER, class_names=("background", *names)), root)
-
-
-def _folder_tags(dataset: Dataset, names: list[str]) -> list[set[str]]:
-    path = dataset.root / "tags.csv"
-    rows = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if not row:
-                    continue
-                if len(row) != 2 or row[0].strip() in rows:
-                    raise InputError(
-                        f"{path}, line {number}: expected name,class;class with each name once, not '{','.join(row)}'; correct it"
-                    )
-                rows[row[0].strip()] = {tag.strip() for tag in row[1].split(";") if tag.strip()}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {FOLDER.advice}") from None
-    return [rows.get(name, set()) for name in names]
-
-
-FOLDER = DatasetSpec(
-    name="folder",
-    class_names=("background",),
-    picture="images/{}.jpg",
-    mask="masks/{}.png",
-    list_file="{}.txt",
-    train_list="train",
-    eval_list="train",
-    read_tags=_folder_tags,
-    advice="it needs images/, classes.txt, tags.csv (name,class;class) and train.txt (one name a line)",
-)
-
-DATASETS: dict[str, Callable[[Path], Dataset]] = {"voc": _open_voc, "folder": _open_folder}
+            entry = Entry(tables.plain_name(picture.name), picture, mask)
+            is_there = os.path.isfile(picture)
+        elif "/" in line:
+            return complain(f"{where}: expected a picture name, or a picture's and a mask's path, not '{line}'; correct the line")
+        else:
+            name = tables.plain_name(line)
+            usual = (str(self.root / patterns[0].format(name)) for patterns in (self.spec.pictures, self.spec.masks))
+            picture, mask = (Path(files.get(name, path)) for files, path in zip((pictures, masks), usual))
+            entry, is_there = Entry(name, picture, mask), name in pictures
+        if not is_there:
+            return complain(f"{where}: there is no picture {entry.picture}; correct the list or the dataset root")
+        return entry

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.registry import VOC_CLASSES
+from data.registry import VOC
+from data.tables import read_classes
 from tool import cam_file, files
 
+VOC_CLASSES = read_classes(VOC.classes)
 NAMES = [f"2007_{i:06d}" for i in range(6)]  # of the drawn dataset
 FIRST = NAMES[0]
 

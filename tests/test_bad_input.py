@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import FIRST, NAMES, cut_in_half, draw_maps, note_maps, times_below, write_lines
+from common import FIRST, NAMES, VOC_CLASSES, cut_in_half, draw_maps, note_maps, times_below, write_lines
 from PIL import Image
 
 import eval_cam
@@ -22,7 +22,7 @@ import make_ir_labels
 import make_seg_labels
 import train_irn
 import train_resnet50_SIPE as train
-from data.registry import VOC_CLASSES, open_dataset
+from data.registry import open_dataset
 from errors import InputError
 from network.irn import IRN
 from network.sipe import SIPE, release_names

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import NAMES, assert_same_weights, call, data_flags, files_below, note_maps, stop_after, weights_of
+from common import NAMES, VOC_CLASSES, assert_same_weights, call, data_flags, files_below, note_maps, stop_after, weights_of
 from PIL import Image
 
 import eval_cam
@@ -25,7 +25,6 @@ import make_ir_labels
 import make_seg_labels
 import train_irn
 import train_resnet50_SIPE as train
-from data.registry import VOC_CLASSES
 from errors import InputError
 from tool import cam_file, checkpoint, stage
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from common import (
     NAMES,
+    VOC_CLASSES,
     assert_same_weights,
     bytes_below,
     call,
@@ -35,7 +36,6 @@ import make_ir_labels
 import make_seg_labels
 import train_irn
 from data.images import read_picture
-from data.registry import VOC_CLASSES
 from data.transforms import normalize, to_tensor
 from errors import InputError
 from tool import cam_file, crf, label_file

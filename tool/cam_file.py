@@ -7,7 +7,7 @@ The full-size maps are made on loading: they are only sums of these grids, upsam
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def check(run_dir: Path, names: Sequence[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
+def check(run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
     """`settings`, once every picture has a CAM file with this kind of map. Raises InputError where one has not."""
     content = settings(run_dir, class_names)
     if kind not in content["maps"]:

@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --run_dir or mend the disk") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or mend the disk") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

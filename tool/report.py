@@ -43,7 +43,7 @@ def add_up(results: Iterable[tuple[str, dict[str, np.ndarray]]], run: Stage) -> 
 
 def evaluate(
     work: Callable[[Any], tuple[str, dict[str, np.ndarray]]],
-    entries: list,
+    entries: Sequence[Any],
     about: dict[str, Any],
     output: Path,
     run: Stage,

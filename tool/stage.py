@@ -6,7 +6,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +41,12 @@ def parser(doc: str, datasets: list[str], device: bool = True, most_workers: int
             help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off: float32 as published; "
             "GPUs that have TF32 use it)",
         )
+    add_workers(parser, most_workers)
+    return parser
+
+
+def add_workers(parser: argparse.ArgumentParser, most_workers: int | None = 8) -> None:
+    """Give a command the flag --num_workers; most_workers: the processes that it starts by default."""
     parser.add_argument(
         "--num_workers",
         type=_count,
@@ -48,7 +54,6 @@ def parser(doc: str, datasets: list[str], device: bool = True, most_workers: int
         help="processes that prepare or refine pictures, for each process that torchrun starts; 0 does it in the main process "
         f"(default: the cores{f', at most {most_workers}' if most_workers else ''})",
     )
-    return parser
 
 
 def _cores() -> int:
@@ -106,7 +111,7 @@ class Stage:
         if self.is_main:
             print(text, flush=True)
 
-    def shard(self, items: list) -> list:
+    def shard(self, items: Sequence) -> Sequence:
         """This process's share of a list: no padding, no duplicates."""
         return items[self.rank :: self.world_size]
 
@@ -170,7 +175,7 @@ def make_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --run_dir") from None
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def seed_everything(seed: int) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import VOC_CLASSES
 from PIL import Image
 
-from data.registry import VOC_CLASSES, Dataset, open_dataset
+from data.registry import Dataset, open_dataset
 from errors import InputError
 
 NAMES = [f"2007_{i:06d}" for i in range(6)]

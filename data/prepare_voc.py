@@ -1,0 +1,243 @@
+"""Prepare PASCAL VOC 2012 and SBD: pictures, lists, masks and tags as the other commands read them.
+
+    python data/prepare_voc.py --root DIR [--download] [--archive FILE ...] [--sbd DIR|FILE]
+
+Unpacks VOC's archive (given, lying in DIR, or downloaded) to DIR/VOCdevkit/VOC2012, and writes there
+
+- SegmentationClassAug/NAME.png: VOC's own mask where there is one, else SBD's
+- ImageSets/Segmentation/train_aug.txt: SBD's train and val lists and VOC's train, without VOC's val: 10,582 names
+- tags.csv: the classes of every picture that has an annotation
+
+and prints a table of what there should be and what there is. Run again, it does only what is missing. Without SBD, train_aug is made from
+VOC's own lists instead; pictures, tags and the official lists are all that the published protocol needs besides.
+"""
+
+import argparse
+import functools
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:  # called as python data/prepare_voc.py
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import scipy.io
+from scipy.io.matlab import MatReadError
+from torchvision.datasets import SBDataset
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+from tqdm import tqdm
+
+from data import images, tables
+from data.entries import PackedStrings
+from data.registry import VOC, Dataset, open_dataset
+from errors import InputError
+from tool import archive, download, files, inventory, label_file, outputs, stage
+
+COUNTS = {"JPEGImages": 17_125, "Annotations": 17_125, "SegmentationClass": 2_913}  # files
+TRAIN, VAL, TRAIN_AUG = 1_464, 1_449, 10_582  # names on a list
+SBD_MASKS = 11_355
+BELOW = "VOCdevkit/VOC2012"
+LISTS = "ImageSets/Segmentation"
+
+
+class Source(NamedTuple):
+    """An official archive."""
+
+    file: str
+    url: str
+    md5: str
+
+
+VOC_SOURCE = Source(*(DATASET_YEAR_DICT["2012"][key] for key in ("filename", "url", "md5")))
+SBD_SOURCE = Source(SBDataset.filename, SBDataset.url, SBDataset.md5)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds VOCdevkit/VOC2012, or will")
+    parser.add_argument(
+        "--download",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help=f"download what is missing: {VOC_SOURCE.file} (2 GB) and SBD's {SBD_SOURCE.file} (1.4 GB); "
+        "goes on where it was stopped (default off)",
+    )
+    parser.add_argument(
+        "--archive", type=Path, nargs="+", default=[], help=f"VOC's archive, already here (default DIR/{VOC_SOURCE.file} if it is there)"
+    )
+    parser.add_argument(
+        "--sbd",
+        type=Path,
+        help=f"SBD, already here: its folder or archive (default DIR/{SBD_SOURCE.file} or DIR/benchmark_RELEASE if it is there)",
+    )
+    parser.add_argument(
+        "--checksum",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="refuse archives that are not the official ones to the byte; off for a part of VOC, or one packed anew (default on)",
+    )
+    stage.add_workers(parser)
+    return parser.parse_args(argv)
+
+
+def unpack_voc(args: argparse.Namespace) -> None:
+    """Unpack every archive of VOC that is given, lies in the root or can be downloaded."""
+    official = args.root / VOC_SOURCE.file
+    if args.download and not args.archive and any(count_files(args.root / BELOW / name) < count for name, count in COUNTS.items()):
+        download.fetch(VOC_SOURCE.url, official, VOC_SOURCE.md5)
+    for path in args.archive or [official] * official.is_file():
+        if args.checksum:
+            download.check_md5(path, VOC_SOURCE.md5)
+        archive.unpack(path, args.root, lambda name: name.startswith(f"{BELOW}/") and "SegmentationObject" not in name)
+
+
+def find_sbd(args: argparse.Namespace) -> Path | None:
+    """SBD's folder with cls/, train.txt and val.txt, unpacked if need be; None where there is no SBD."""
+    official, unpacked = args.root / SBD_SOURCE.file, args.root / "benchmark_RELEASE"
+    if args.download and not args.sbd and count_files(unpacked / "dataset/cls") < SBD_MASKS:
+        download.fetch(SBD_SOURCE.url, official, SBD_SOURCE.md5)
+    given = args.sbd or next((path for path in (official, unpacked) if path.exists()), None)
+    if given is None:
+        return None
+    if not given.is_dir():
+        if args.checksum:
+            download.check_md5(given, SBD_SOURCE.md5)
+        archive.unpack(given, args.root, lambda name: name.endswith((".mat", "/train.txt", "/val.txt")) and "/inst/" not in name)
+        given = unpacked
+    below = [given, given / "dataset", given / "benchmark_RELEASE/dataset"]
+    folder = next((one for one in below if all((one / name).exists() for name in ("cls", "train.txt", "val.txt"))), None)
+    if folder is None:
+        raise InputError(f"{given}: holds no cls/, train.txt and val.txt of SBD; give its folder or {SBD_SOURCE.file}")
+    return folder
+
+
+def count_files(folder: Path) -> int:
+    return len(os.listdir(folder)) if folder.is_dir() else 0
+
+
+def write_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path | None, problems: list[str]) -> set[str]:
+    """Write train_aug.txt, unless it holds these very names already; returns them. Without SBD, a list that is there stays."""
+    path, main = dataset.root / LISTS / "train_aug.txt", dataset.root / "ImageSets/Main/trainval.txt"
+    before = names_on(dataset, path, problems) if path.is_file() else None
+    if sbd is None and before:
+        return before
+    others = [sbd / "train.txt", sbd / "val.txt"] if sbd else [main] * main.is_file()
+    names = train.union(*(names_on(dataset, one, problems) for one in others)) - val
+    if names != before:
+        with files.atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in sorted(names)))
+    return names
+
+
+def names_on(dataset: Dataset, path: Path, problems: list[str]) -> set[str]:
+    return set(dataset.entries(str(path), problems.append).names())
+
+
+def mask_path(root: Path, name: str) -> Path:
+    return label_file.path_of(root / "SegmentationClassAug", name)
+
+
+def make_mask(name: str, dataset: Dataset, sbd: Path | None) -> str | None:
+    """Write a picture's mask from VOC's own or from SBD's; returns what is wrong with it, or None."""
+    root = dataset.root
+    own, theirs, target = root / f"SegmentationClass/{name}.png", sbd and sbd / f"cls/{name}.mat", mask_path(root, name)
+    try:
+        size = images.picture_size(root / VOC.pictures[0].format(name))
+        if own.is_file():
+            images.read_mask(own, dataset.num_classes, size)
+            with files.atomic_write(target) as temporary:
+                shutil.copyfile(own, temporary)
+        elif theirs and theirs.is_file():
+            label_file.save(target, read_sbd_mask(theirs, dataset.num_classes, size))
+    except InputError as error:
+        return str(error)
+
+
+def read_sbd_mask(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 class ids of an SBD .mat file. Raises InputError for a damaged file, other classes or another size."""
+    try:
+        mask = np.asarray(scipy.io.loadmat(path, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
+        if mask.ndim != 2 or mask.dtype.kind not in "ui":
+            raise ValueError(f"Segmentation is {mask.dtype} of shape {mask.shape}")
+    except (MatReadError, ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: not a readable SBD mask ({error}); get SBD again") from None
+    if mask.shape != size or mask.max(initial=0) >= num_classes:
+        raise InputError(
+            f"{path}: is {mask.shape[1]}x{mask.shape[0]} with classes up to {mask.max(initial=0)}, not for its picture; get SBD again"
+        )
+    return mask.astype(np.uint8)
+
+
+def write_tags(dataset: Dataset, problems: list[str]) -> set[str]:
+    """Write the tag table from all annotations; returns the names in it."""
+    rows = []
+    for name, path in tqdm(tables.find_files(dataset.root, [VOC.annotation]).items(), desc="tags", unit="picture"):
+        try:
+            tags = tables.read_annotation(Path(path))
+            label = tables.label_of(tags, dataset.class_names, path, problems.append)
+            rows.append((name, [dataset.class_names[1:][i] for i in np.flatnonzero(label)]))
+        except InputError as error:
+            problems.append(str(error))
+    with files.atomic_write(dataset.root / VOC.tags) as temporary:
+        tables.write_tags(temporary, rows)
+    return {name for name, tags in rows if tags}
+
+
+def prepare(args: argparse.Namespace) -> None:
+    stage.make_writable(args.root)
+    unpack_voc(args)
+    sbd, dataset, problems = find_sbd(args), open_dataset("voc", args.root), []
+    official = [dataset.root / LISTS / f"{name}.txt" for name in ("train", "val")]
+    for path in official:
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; give --archive the one that holds it, {VOC_SOURCE.file}")
+    train, val = (names_on(dataset, path, problems) for path in official)
+    train_aug = write_train_aug(dataset, train, val, sbd, problems)
+    names = train_aug | val
+    todo = PackedStrings(name for name in sorted(names) if not label_file.is_whole(mask_path(dataset.root, name)))
+    work = functools.partial(make_mask, dataset=dataset, sbd=sbd)
+    for problem in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="masks", unit="picture"):
+        problems += [problem] * bool(problem)
+    tagged = write_tags(dataset, problems)
+
+    rows = [(f"{name}/", expected, count_files(dataset.root / name)) for name, expected in COUNTS.items()]
+    rows += [("train.txt, pictures", TRAIN, len(train)), ("val.txt, pictures", VAL, len(val))]
+    both, masks = TRAIN_AUG + VAL, sum(label_file.is_whole(mask_path(dataset.root, name)) for name in names)
+    of_sbd = [("train_aug.txt, pictures", TRAIN_AUG, len(train_aug)), ("train_aug and val, with a mask", both, masks)]
+    of_sbd += [("train_aug and val, with tags", both, len(names & tagged))]
+    tell(dataset, rows, of_sbd, sbd, problems)
+
+
+def tell(
+    dataset: Dataset, rows: Sequence[tuple[str, int, int]], of_sbd: Sequence[tuple[str, int, int]], sbd: Path | None, problems: list[str]
+) -> None:
+    """Print the counts and the problems. Raises InputError where anything is missing that SBD's absence does not explain."""
+    is_whole = inventory.print_counts([*rows, *of_sbd])
+    if sbd is None:
+        is_whole = all(expected == found for _, expected, found in rows)
+        (_, expected, pictures), (_, _, masks), _ = of_sbd
+        if pictures != expected:
+            print(
+                f"\nwithout SBD, train_aug.txt holds {pictures:,} pictures instead of {expected:,}: those on VOC's own lists "
+                "Segmentation/train and Main/trainval (pictures with boxes, hence with tags) that are not on val.\nThe published list has "
+                f"SBD's pictures in place of Main's, so results will differ from the published ones. {masks:,} of train_aug and val have a mask"
+            )
+    inventory.print_list("problems", problems)
+    if problems or not is_whole:
+        raise InputError(
+            f"{dataset.root}: prepared, but it is not all of VOC 2012 (see above); add what is missing, or go on with this part"
+        )
+    print(f"\n{dataset.root} is ready: bash run_voc.sh --dataset_root {dataset.root}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    prepare(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(main))

@@ -1,0 +1,154 @@
+"""The text files of every dataset, each with one reader: class names, lists of pictures, the tag table, VOC's annotations."""
+
+import csv
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from errors import InputError
+
+PICTURE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MOST_CLASSES = 254  # besides the background and the ignore label 255
+
+Complain = Callable[[str], None]  # takes a problem in one line; what it is about is then left out
+
+
+def refuse(problem: str) -> None:
+    """The complaint that ends a command."""
+    raise InputError(problem)
+
+
+def plain_name(text: str) -> str:
+    """A picture's name as all of the project spells it: without the ending of its file type, in Unicode's composed form."""
+    name = unicodedata.normalize("NFC", text.strip())
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in PICTURE_TYPES else name
+
+
+def leaves_folder(text: str) -> bool:
+    """Whether a name or a relative path could lie outside of its folder, here or on another system."""
+    return ".." in PurePosixPath(text).parts or "\\" in text or "\0" in text
+
+
+def read_lines(path: Path, cure: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number; UTF-8 with or without BOM, any line ends.
+
+    Raises InputError, which ends in `cure`, where it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)}); {cure}") from None
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The class names of a text file, one a line, with the background put first. Raises InputError for names that cannot serve."""
+    names = [line for _, line in read_lines(path, "write one class name a line, without 'background'")]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice:
+        raise InputError(f"{path}: class '{twice}' stands twice; keep one of the lines")
+    if not 1 <= len(names) <= MOST_CLASSES or "background" in names or any(";" in name for name in names):
+        raise InputError(f"{path}: write 1 to {MOST_CLASSES} class names, one a line, without 'background' and semicolons")
+    return ("background", *names)
+
+
+class TagTable(NamedTuple):
+    """The image-level tags of many pictures."""
+
+    row: dict[str, int]  # a picture's name -> its row
+    labels: np.ndarray  # (rows, K-1) uint8 0/1
+
+
+def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = refuse) -> TagTable:
+    """The tag table of a dataset: a CSV of name,class;class, with or without the heading name,classes.
+
+    A name may end in its file type. Complains of rows of another form, of names that stand twice or leave the folder, and of tags
+    that are no classes; raises InputError where the file cannot be read.
+    """
+    row, labels = {}, []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for number, fields in enumerate(csv.reader(file), 1):
+                where, fields = f"{path}, line {number}", [field.strip() for field in fields]
+                while fields and not fields[-1]:  # spreadsheets fill up with commas
+                    fields.pop()
+                if not fields or (number == 1 and fields[0].lower() == "name"):
+                    continue
+                name = plain_name(fields[0])
+                if not name or len(fields) > 2 or "/" in name or leaves_folder(name):
+                    complain(f"{where}: expected name,class;class, not '{','.join(fields)}'; correct it")
+                elif name in row:
+                    complain(f"{where}: {name} stands twice; keep one of the lines, and give pictures different names")
+                else:
+                    tags = {tag.strip() for tag in "".join(fields[1:]).split(";")} - {""}
+                    row[name] = len(labels)
+                    labels.append(label_of(tags, class_names, where, complain))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)}); write name,class;class lines in UTF-8") from None
+    return TagTable(row, np.array(labels, np.uint8).reshape(len(labels), len(class_names) - 1))
+
+
+def write_tags(path: Path, rows: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Write a tag table from (name, tags) a picture."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("name", "classes"), *((name, ";".join(tags)) for name, tags in rows)])
+
+
+def label_of(tags: set[str], class_names: tuple[str, ...], where: str, complain: Complain = refuse) -> np.ndarray:
+    """(K-1,) uint8 0/1, the classes in a set of tags; complains of tags that are none."""
+    for unknown in sorted(tags.difference(class_names[1:])):
+        complain(f"{where}: tag '{unknown}' is not a class of the dataset; correct the tag or the class list")
+    return np.array([name in tags for name in class_names[1:]], np.uint8)
+
+
+def read_annotation(path: Path) -> set[str]:
+    """The names of the objects in a VOC annotation. Raises InputError for a missing or unreadable one."""
+    try:
+        return {element.text.strip() for element in ElementTree.parse(path).iterfind("object/name") if element.text}
+    except OSError:
+        raise InputError(
+            f"{path}: the picture's annotation is missing, so it has no tag; add it or take the picture off the list"
+        ) from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding that nobody knows
+        raise InputError(f"{path}: not a readable annotation ({error}); replace it") from None
+
+
+def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse) -> dict[str, str]:
+    """All files of some patterns, by picture name; a folder is listed once, instead of asking for one file after the other.
+
+    patterns: FOLDER/{}.ending, where .* stands for every type of picture; earlier ones win. Complains of two files of one name.
+    """
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        folder, wanted = os.path.split(root / pattern)
+        wanted, here = wanted.removeprefix("{}"), {}
+        for file in _files_in(folder):
+            stem, ending = os.path.splitext(file)
+            if ending == wanted or (wanted == ".*" and ending.lower() in PICTURE_TYPES):
+                name = unicodedata.normalize("NFC", stem)
+                if name in here:
+                    complain(f"{folder}: {here[name]} and {file} have one name; rename one of them")
+                here[name] = file
+        found = {name: os.path.join(folder, file) for name, file in here.items()} | found
+    return found
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    """The names of the files in a folder, in order; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as found:
+            return iter(sorted(one.name for one in found if one.is_file()))
+    except (FileNotFoundError, NotADirectoryError):
+        return iter(())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); correct the dataset root") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

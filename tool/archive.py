@@ -1,0 +1,68 @@
+"""Unpack archives that somebody else made, without trusting them."""
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from errors import InputError
+
+from .files import atomic_write
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+
+
+def unpack(path: Path, root: Path, wanted: Callable[[str], bool]) -> None:
+    """Unpack the wanted files of a tar or zip below `root`; each is whole or absent, and one that is there in its full size is kept.
+
+    wanted: says of a member's name whether it is needed. Raises InputError, before anything is written, for a file that is damaged or no
+    archive, for one without a wanted member, and for one with any member that would lie outside of root or is neither file nor folder.
+    """
+    try:
+        with _open(path) as (sizes, read):
+            for name in sizes:
+                if not (root / name).resolve().is_relative_to(root.resolve()):
+                    raise InputError(f"{path}: its member {name} would lie outside of {root}; get the archive from its source")
+            todo = {name: size for name, size in sizes.items() if wanted(name)}
+            if not todo:
+                raise InputError(f"{path}: holds nothing of what belongs here; give the official archive")
+            with tqdm(total=sum(todo.values()), desc=path.name, unit="B", unit_scale=True) as bar:
+                for name, size in todo.items():
+                    target = root / name
+                    if not (target.is_file() and target.stat().st_size == size):
+                        with read(name) as source, atomic_write(target) as temporary, open(temporary, "wb") as file:
+                            shutil.copyfileobj(source, file)
+                    bar.update(size)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such archive; correct the path") from None
+    except _DAMAGE as error:
+        raise InputError(f"{path}: is damaged, cut, or no tar or zip archive ({error}); get it again") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[dict[str, int], Callable[[str], AbstractContextManager[IO[bytes]]]]]:
+    """The sizes of an archive's files by name, and how to read one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = {os.path.normpath(one.filename): one for one in archive.infolist() if not one.is_dir()}
+            _refuse(path, (name for name, one in members.items() if stat.S_IFMT(one.external_attr >> 16) not in (0, stat.S_IFREG)))
+            yield {name: one.file_size for name, one in members.items()}, lambda name: archive.open(members[name])
+    else:
+        with tarfile.open(path) as archive:
+            members = {os.path.normpath(one.name): one for one in archive.getmembers() if not one.isdir()}
+            _refuse(path, (name for name, one in members.items() if not one.isreg()))
+            yield {name: one.size for name, one in members.items()}, lambda name: archive.extractfile(members[name])
+
+
+def _refuse(path: Path, special: Iterator[str]) -> None:
+    name = next(special, None)
+    if name is not None:
+        raise InputError(f"{path}: its member {name} is a link or a device, not a file; get the archive from its source")
