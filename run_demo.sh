@@ -13,11 +13,11 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --run_dir) RUN_DIR=$(value "$@"); shift 2 ;;
         --seed) SEED=$(value "$@"); shift 2 ;;
-        -h|--help) sed -n '2,4s/^# \{0,1\}//p' run_demo.sh; exit 0 ;;
-        *) echo "run_demo.sh: error: unknown argument $1; it takes --run_dir DIR and --seed N" >&2; exit 2 ;;
+        -h|--help) show_help ;;
+        *) complain "unknown argument $1; it takes --run_dir DIR and --seed N" ;;
     esac
 done
-[[ $SEED =~ ^[0-9]+$ ]] || { echo "run_demo.sh: error: --seed $SEED: give a whole number" >&2; exit 2; }
+[[ $SEED =~ ^[0-9]+$ ]] || complain "--seed $SEED: give a whole number"
 source tool/environment.sh requirements.txt
 if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=$PWD/runs/demo_seed$SEED; fi
 

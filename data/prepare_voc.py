@@ -225,7 +225,7 @@ def tell(
             print(
                 f"\nwithout SBD, train_aug.txt holds {pictures:,} pictures instead of {expected:,}: those on VOC's own lists "
                 "Segmentation/train and Main/trainval (pictures with boxes, hence with tags) that are not on val.\nThe published list has "
-                f"SBD's pictures in place of Main's, so results will differ from the published ones. {masks:,} of train_aug and val have a mask"
+                f"SBD's pictures in place of Main's, so results will differ from the published ones. {masks:,} of the pictures have a mask"
             )
     inventory.print_list("problems", problems)
     if problems or not is_whole:

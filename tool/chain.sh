@@ -4,13 +4,14 @@ value() {  # value FLAG [VALUE...]: the flag's value
     [ $# -gt 1 ] && echo "$2" || { echo "$(basename "$0"): error: $1 needs a value" >&2; return 2; }
 }
 
-launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with one process a GPU
-    echo "== $2"
-    if [ "$1" -gt 1 ]; then
-        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" "${@:2}"
-    else
-        "$PYTHON" "${@:2}"
-    fi
+complain() {  # complain MESSAGE: end the chain with one line
+    echo "$(basename "$0"): error: $1" >&2
+    exit 2
+}
+
+show_help() {  # the comment at the top of the script
+    sed -n -e '/^set/q' -e '2,$s/^# \{0,1\}//p' "$(basename "$0")"
+    exit 0
 }
 
 absolute() {  # a path as given where the command was called
@@ -18,4 +19,62 @@ absolute() {  # a path as given where the command was called
         /*) echo "$1" ;;
         *) echo "$HERE/$1" ;;
     esac
+}
+
+read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS and REFINE; note the further flags of stages
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --dataset_root) DATASET_ROOT=$(value "$@") ;;
+            --run_dir) RUN_DIR=$(value "$@") ;;
+            --gpus) GPUS=$(value "$@") ;;
+            --refine) REFINE=$(value "$@") ;;
+            --with)
+                [ $# -gt 2 ] && [[ $2 =~ ^[A-Za-z0-9_]+$ ]] && [ -f "$2.py" ] || complain "--with takes a stage (make_cam) and its flags in quotes"
+                printf -v "FLAGS_$2" %s "$3"
+                shift
+                ;;
+            -h|--help) show_help ;;
+            *) complain "unknown argument $1; see --help" ;;
+        esac
+        shift 2
+    done
+    [[ $GPUS =~ ^(1|2|4|8|16)$ ]] || complain "--gpus $GPUS: the batch of 16 is shared by 1, 2, 4, 8 or 16 GPUs"
+    [[ $REFINE =~ ^(irn|crf)$ ]] || complain "--refine $REFINE: labels are refined by irn or crf"
+    [ -n "$DATASET_ROOT" ] || complain "give --dataset_root DIR"
+    DATASET_ROOT=$(absolute "$DATASET_ROOT")
+    RUN_DIR=$(absolute "$RUN_DIR")
+}
+
+launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with one process a GPU
+    local flags=FLAGS_${2%.py} more
+    read -ra more <<<"${!flags-}"
+    echo "== $2"
+    if [ "$1" -gt 1 ]; then
+        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" "${@:2}" ${more[@]+"${more[@]}"}
+    else
+        "$PYTHON" "${@:2}" ${more[@]+"${more[@]}"}
+    fi
+}
+
+announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings cost, from what a picture takes
+    local gigabytes=$(($1 * $2 / 1000000)) hours=$(($1 * $3 / 3600)) folder=$RUN_DIR
+    while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+    echo "$1 pictures. Published settings: 5 epochs of batches of 16, crops of 512 ($(($1 / 16 * 5)) steps), maps at 4 scales, labels by $REFINE"
+    echo "disk: $((gigabytes + 1)) GB in $RUN_DIR ($2 KB a picture, and checkpoints), where $(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1e6)}') GB are free"
+    echo "time: $hours hours on 2 CPU cores ($3 s a picture, all stages); not measured on a GPU: the bars tell after a minute"
+}
+
+run_stages() {  # run_stages EVALUATE: all stages; the evaluations only where EVALUATE is 1, as they need masks
+    source tool/environment.sh requirements.txt
+    local data=(--dataset "$DATASET" --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR") labelling=1
+    launch "$GPUS" train_resnet50_SIPE.py "${data[@]}"
+    launch "$GPUS" make_cam.py "${data[@]}"
+    if [ "$1" = 1 ]; then launch 1 eval_cam.py "${data[@]}"; fi
+    if [ "$REFINE" = irn ]; then
+        launch 1 make_ir_labels.py "${data[@]}"
+        launch "$GPUS" train_irn.py "${data[@]}"
+        labelling=$GPUS  # the CRF takes CPU cores only
+    fi
+    launch "$labelling" make_seg_labels.py "${data[@]}" --refine "$REFINE"
+    if [ "$1" = 1 ]; then launch 1 eval_seg.py "${data[@]}"; fi
 }

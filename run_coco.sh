@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The whole chain on MS COCO 2014: training, localization maps, pseudo labels by the dense CRF (or IRN). What is complete is skipped, what was
+# stopped goes on.
+#
+#   bash run_coco.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N] [--refine crf|irn] [--with STAGE "FLAGS"]...
+#
+# --with gives a stage further flags: --with make_cam "--scales 1.0 0.5 --amp bf16"
+set -euo pipefail
+HERE=$PWD
+cd "$(dirname "$0")"
+source tool/chain.sh
+
+DATASET=coco
+DATASET_ROOT=./COCO2014
+RUN_DIR=runs/coco
+GPUS=1
+REFINE=crf
+read_arguments "$@"
+
+for below in train2014 train.txt tags.csv masks; do
+    [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; put COCO's zips or folders there and run python data/prepare_coco.py --root DIR"
+done
+announce "$(wc -l <"$DATASET_ROOT/train.txt")" 60 60
+run_stages 1

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The whole chain on your own pictures: training, localization maps, pseudo labels by the dense CRF (or IRN); and, where there are masks, their
+# evaluation. What is complete is skipped, what was stopped goes on.
+#
+#   bash run_folder.sh --dataset_root DIR [--run_dir DIR] [--gpus N] [--refine crf|irn] [--with STAGE "FLAGS"]...
+#
+# --with gives a stage further flags: --with train_resnet50_SIPE "--max_epochs 50 --crop_size 256"
+set -euo pipefail
+HERE=$PWD
+cd "$(dirname "$0")"
+source tool/chain.sh
+
+DATASET=folder
+DATASET_ROOT=
+RUN_DIR=runs/folder
+GPUS=1
+REFINE=crf
+read_arguments "$@"
+
+for below in classes.txt tags.csv; do
+    [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; python data/check_dataset.py DIR says what belongs there"
+done
+if [ -d "$DATASET_ROOT/masks" ]; then run_stages 1; else run_stages 0; fi
