@@ -29,7 +29,10 @@ LINES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}  # of the table, be
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, list(DATASETS), device=False)
-    parser.add_argument("--list", help="pictures with masks: a name (train) or a text file (default: the dataset's official training list)")
+    parser.add_argument(
+        "--list",
+        help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)",
+    )
     return stage.parse(parser, argv)
 
 

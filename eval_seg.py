@@ -26,7 +26,10 @@ COLUMNS = {"IoU": "iou", "false positive": "false_positive", "false negative": "
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, list(DATASETS), device=False)
-    parser.add_argument("--list", help="pictures with masks: a name (train) or a text file (default: the dataset's official training list)")
+    parser.add_argument(
+        "--list",
+        help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)",
+    )
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     args = stage.parse(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"

@@ -72,34 +72,35 @@ def gather(dataset: Dataset, complain: tables.Complain) -> tuple[Entries, np.nda
 
 
 def some(what: str, names: Iterable[str]) -> Iterator[str]:
-    """A note that names the first of some pictures; none where there are none."""
+    """A note that counts some pictures and names the first; none where there are none."""
     names = list(names)
     if names:
-        yield f"{len(names):,} {what}: {', '.join(names[:NAMED])}{', ...' * (len(names) > NAMED)}"
+        yield f"{what} ({len(names):,}): {', '.join(names[:NAMED])}{', ...' * (len(names) > NAMED)}"
 
 
 def notes_on(dataset: Dataset, labels: dict[str, np.ndarray], looks: list[Look]) -> Iterator[str]:
     """What is worth knowing, and need not be mended."""
     pictures, masks = (tables.find_files(dataset.root, files, lambda _: None) for files in (dataset.spec.pictures, dataset.spec.masks))
     training = dataset.spec.train_list
-    yield from some(f"pictures are not among the {training} ones and are left out", sorted(pictures.keys() - labels.keys()))
-    yield from some(f"masks belong to none of the {training} pictures", sorted(masks.keys() - labels.keys()))
+    yield from some(f"pictures not among the {training} ones, and left out", sorted(pictures.keys() - labels.keys()))
+    yield from some(f"masks of none of the {training} pictures", sorted(masks.keys() - labels.keys()))
     same = collections.defaultdict(list)
     for look in sorted(looks):
         same[look.content].append(look.name)
-    yield from some("pictures are there more than once", (" = ".join(names) for content, names in same.items() if content and names[1:]))
+    yield from some("the same picture under several names", (" = ".join(names) for content, names in same.items() if content and names[1:]))
     tagged = {look.name: set(np.flatnonzero(labels[look.name]) + 1) for look in looks if look.shown is not None}
     shown = {look.name: set(look.shown) for look in looks if look.shown is not None}
+    yield from some("pictures with a tag that their mask does not show", sorted(name for name in tagged if tagged[name] - shown[name]))
     yield from some(
-        "pictures have a tag whose class their mask does not show", sorted(name for name in tagged if tagged[name] - shown[name])
+        "pictures with a class in their mask that is not among their tags", sorted(name for name in tagged if shown[name] - tagged[name])
     )
-    yield from some("masks show a class that is no tag of the picture", sorted(name for name in tagged if shown[name] - tagged[name]))
     unused = ~np.array([*labels.values()]).reshape(-1, dataset.num_classes - 1).any(0)
     yield from some(
-        "classes have no picture and cannot be learned", (name for name, is_unused in zip(dataset.class_names[1:], unused) if is_unused)
+        "classes without a picture, which cannot be learned",
+        (name for name, is_unused in zip(dataset.class_names[1:], unused) if is_unused),
     )
     if 0 < len(labels) < BATCH:
-        yield f"{len(labels)} pictures do not fill the usual batch of {BATCH}; train with --batch_size {len(labels)} or less"
+        yield f"fewer pictures than the usual batch of {BATCH}; train with --batch_size {len(labels)} or less"
 
 
 def print_report(dataset: Dataset, labels: dict[str, np.ndarray], looks: list[Look]) -> None:
@@ -108,10 +109,10 @@ def print_report(dataset: Dataset, labels: dict[str, np.ndarray], looks: list[Lo
     of_masks = collections.Counter(i for look in looks for i in look.shown or [])
     counts = np.sum([*labels.values()], axis=0) if labels else np.zeros(dataset.num_classes - 1)
     print(f"\n{dataset.root}: '{dataset.spec.name}' dataset, {dataset.num_classes - 1} classes")
-    print(f"{len(labels):,} pictures to train on, {counts.sum() / max(len(labels), 1):.2f} tags each")
+    print(f"pictures to train on: {len(labels):,}; tags a picture: {counts.sum() / max(len(labels), 1):.2f}")
     if sizes:
-        print(f"{len(sizes):,} sizes, from {sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}")
-    print(f"{sum(look.shown is not None for look in looks):,} masks (needed for evaluation only)")
+        print(f"sizes: from {sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}")
+    print(f"masks: {sum(look.shown is not None for look in looks):,} (needed for evaluation only)")
     print(f"\n{'class':<24}{'tagged':>10}{'in masks':>10}")
     for i, (name, count) in enumerate(zip(dataset.class_names[1:], counts), 1):
         print(f"{name:<24}{int(count):>10,}{of_masks[i]:>10,}")
@@ -129,7 +130,7 @@ def check(root: Path, kind: str, num_workers: int) -> None:
     inventory.print_list("worth knowing", list(notes_on(dataset, by_name, looks)))
     inventory.print_list("to be mended", problems)
     if problems:
-        raise InputError(f"{root}: {len(problems)} things to be mended, see above; check again afterwards")
+        raise InputError(f"{root}: cannot be used yet ({len(problems)} to be mended, see above); mend and check again")
     print(f"\nall is well: bash run_{kind}.sh --dataset_root {root}")
 
 

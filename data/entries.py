@@ -43,8 +43,9 @@ class Entries(Sequence[Entry]):
         self._packed, self._index = packed, index
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> "Entries":
-        packed = PackedStrings("\0".join(map(str, entry)) for entry in entries)
+    def of(cls, entries: Iterable[tuple[str, str, str]]) -> "Entries":
+        """From (name, path of the picture, path of the mask) a picture."""
+        packed = PackedStrings(map("\0".join, entries))
         return cls(packed, np.arange(len(packed)))
 
     def __len__(self) -> int:

@@ -61,9 +61,8 @@ class Picture(NamedTuple):
     """A picture with an instance."""
 
     name: str
-    path: Path
     tags: set[str]
-    drawing: str  # JSON: size [height, width], and instances [class id, crowd, segmentation]
+    job: str  # JSON: its path, its size [height, width], its instances [class id, crowd, segmentation]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,7 +89,7 @@ def read_instances(path: Path) -> CocoApi:
         categories = tuple(api.cats[number]["name"] for number in sorted(api.cats))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; unpack {ANNOTATIONS_ZIP} into the root") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable instance annotation ({error!r}); unpack {ANNOTATIONS_ZIP} again") from None
     if categories != CLASSES[1:]:
         raise InputError(f"{path}: its categories are not COCO's 80; bring other data into the form of --dataset folder")
@@ -101,19 +100,22 @@ def pictures_of(api: CocoApi, root: Path, split: Split, problems: list[str]) -> 
     """The pictures that are there and have an instance, in the order of their names."""
     path = root / ANNOTATIONS.format(split.folder)
     there = tables.find_files(root, [f"{split.folder}/{{}}.jpg"])
-    class_id = {number: i for i, number in enumerate(sorted(api.cats), 1)}
+    seen, class_id = set(), {number: i for i, number in enumerate(sorted(api.cats), 1)}
     for image in sorted(api.imgs.values(), key=lambda image: str(image.get("file_name"))):
         try:
             name, size = tables.plain_name(image["file_name"]), [int(image["height"]), int(image["width"])]
             if "/" in name or tables.leaves_folder(name):
                 raise InputError(f"{path}: picture {name} would lie outside of {split.folder}; unpack {ANNOTATIONS_ZIP} again")
             instances = [[class_id[one["category_id"]], one["iscrowd"], one["segmentation"]] for one in api.imgToAnns[image["id"]]]
-        except (LookupError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{path}: picture {image.get('id')} is not annotated as COCO does it ({error!r}); unpack {ANNOTATIONS_ZIP} again"
             ) from None
-        if instances and name in there:
-            yield Picture(name, Path(there[name]), {CLASSES[one[0]] for one in instances}, json.dumps([size, instances]))
+        if name in seen:
+            problems.append(f"{path}: picture {name} stands twice; unpack {ANNOTATIONS_ZIP} again")
+        elif instances and name in there:
+            seen.add(name)
+            yield Picture(name, {CLASSES[one[0]] for one in instances}, json.dumps([there[name], size, instances]))
         elif instances:
             problems.append(f"{root / split.folder / name}.jpg: is annotated but not there")
 
@@ -136,7 +138,7 @@ def encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
             is_polygon = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not is_polygon or not all(math.isfinite(value) and abs(value) <= FARTHEST for value in polygon):
+            if not is_polygon or not all(abs(value) <= FARTHEST for value in polygon):
                 raise ValueError("a polygon is no list of x, y, x, y, ...")
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
@@ -147,9 +149,8 @@ def encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def make_mask(job: str, root: Path) -> str | None:
-    """Write the mask of one picture (JSON: its path, and its drawing); returns what is wrong with it, or None."""
-    path, drawing = json.loads(job)
-    size, instances = json.loads(drawing)
+    """Write the mask of one picture (see Picture.job); returns what is wrong with it, or None."""
+    path, size, instances = json.loads(job)
     try:
         if images.picture_size(Path(path)) != tuple(size):
             return f"{path}: is not as large as its annotation says, {size[1]}x{size[0]}; get the picture again"
@@ -175,10 +176,9 @@ def prepare_split(
     for picture in pictures_of(api, root, split, problems):
         tags.append((picture.name, picture.tags))
         if not label_file.is_made(mask_path(root, picture.name), source):
-            jobs.append(json.dumps([str(picture.path), picture.drawing]))
+            jobs.append(picture.job)
     del api  # gigabytes, which the worker processes need not see
-    jobs = PackedStrings(jobs)
-    work = functools.partial(make_mask, root=root)
+    jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root)
     for problem in tqdm(outputs.in_parallel(work, jobs, num_workers), desc=f"{split.list_name} masks", unit="picture"):
         problems += [problem] * bool(problem)
     with files.atomic_write(root / COCO.list_file.format(split.list_name)) as temporary:

@@ -15,6 +15,7 @@ VOC's own lists instead; pictures, tags and the official lists are all that the 
 import argparse
 import functools
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -88,7 +89,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def unpack_voc(args: argparse.Namespace) -> None:
     """Unpack every archive of VOC that is given, lies in the root or can be downloaded."""
     official = args.root / VOC_SOURCE.file
-    if args.download and not args.archive and any(count_files(args.root / BELOW / name) < count for name, count in COUNTS.items()):
+    below = next((args.root / below for below in VOC.roots if (args.root / below / VOC.marker).is_dir()), args.root / BELOW)
+    if args.download and not args.archive and any(count_files(below / name) < count for name, count in COUNTS.items()):
         download.fetch(VOC_SOURCE.url, official, VOC_SOURCE.md5)
     for path in args.archive or [official] * official.is_file():
         if args.checksum:
@@ -107,7 +109,7 @@ def find_sbd(args: argparse.Namespace) -> Path | None:
     if not given.is_dir():
         if args.checksum:
             download.check_md5(given, SBD_SOURCE.md5)
-        archive.unpack(given, args.root, lambda name: name.endswith((".mat", "/train.txt", "/val.txt")) and "/inst/" not in name)
+        archive.unpack(given, args.root, re.compile(r"benchmark_RELEASE/dataset/(cls/.+\.mat|train\.txt|val\.txt)").fullmatch)
         given = unpacked
     below = [given, given / "dataset", given / "benchmark_RELEASE/dataset"]
     folder = next((one for one in below if all((one / name).exists() for name in ("cls", "train.txt", "val.txt"))), None)
@@ -189,7 +191,6 @@ def write_tags(dataset: Dataset, problems: list[str]) -> set[str]:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    stage.make_writable(args.root)
     unpack_voc(args)
     sbd, dataset, problems = find_sbd(args), open_dataset("voc", args.root), []
     official = [dataset.root / LISTS / f"{name}.txt" for name in ("train", "val")]

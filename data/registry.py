@@ -11,7 +11,7 @@ import numpy as np
 from errors import InputError
 
 from . import tables
-from .entries import Entries, Entry
+from .entries import Entries
 from .tables import Complain, refuse
 
 HERE = Path(__file__).parent
@@ -112,32 +112,28 @@ class Dataset:
         """
         pictures, masks = (tables.find_files(self.root, patterns, complain) for patterns in (self.spec.pictures, self.spec.masks))
 
-        def found() -> Iterator[Entry]:
+        def found() -> Iterator[tuple[str, str, str]]:
             seen = set()
             for where, line in self._lines(list_name, masks, complain):
                 entry = self._entry(line, where, pictures, masks, complain)
-                if entry and entry.name in seen:
-                    complain(f"{where}: {entry.name} stands twice; keep one of the lines")
+                if entry and entry[0] in seen:
+                    complain(f"{where}: {entry[0]} stands twice; keep one of the lines")
                 elif entry:
-                    seen.add(entry.name)
+                    seen.add(entry[0])
                     yield entry
 
         return Entries.of(found())
 
     def labels(self, entries: Entries, complain: Complain = refuse) -> np.ndarray:
         """Image-level labels (len(entries), K-1) float32 0/1. Complains of a picture without a tag, and of tags that are no classes."""
-        if self._has_table:
-            table = self.tag_table(complain)
-            none = np.zeros((1, self.num_classes - 1), np.uint8)
-            labels = np.concatenate([table.labels, none])[[table.row.get(name, -1) for name in entries.names()]]
-        else:
-            paths = [self.root / self.spec.annotation.format(name) for name in entries.names()]
-            labels = [tables.label_of(tables.read_annotation(path), self.class_names, str(path), complain) for path in paths]
-        labels = np.array(labels, np.float32)
+        if not self._has_table:
+            return np.array([self._annotated(name, complain) for name in entries.names()], np.float32)
+        table = self.tag_table(complain)
+        none = np.zeros((1, self.num_classes - 1), np.uint8)
+        labels = np.concatenate([table.labels, none])[[table.row.get(name, -1) for name in entries.names()]]
         for i in np.flatnonzero(~labels.any(1)):
-            source = self.spec.tags if self._has_table else "its annotation"
-            complain(f"{entries[i].name}: has no tag in {source}; tag it or take it off the list")
-        return labels
+            complain(f"{self.root / self.spec.tags}: picture {entries[i].name} has no tag; tag it or take it off the list")
+        return labels.astype(np.float32)
 
     def tag_table(self, complain: Complain = refuse) -> tables.TagTable:
         """All that the tag table holds. Raises InputError where there is none."""
@@ -152,19 +148,30 @@ class Dataset:
     def _has_table(self) -> bool:
         return self.spec.annotation is None or os.path.isfile(self.root / self.spec.tags)
 
+    def _annotated(self, name: str, complain: Complain) -> np.ndarray:
+        """(K-1,) uint8 0/1, the classes in a picture's annotation."""
+        path, tags = self.root / self.spec.annotation.format(name), set()
+        try:
+            tags = tables.read_annotation(path)
+            if not tags:
+                raise InputError(f"{path}: picture {name} has no tag; tag it or take it off the list")
+        except InputError as error:
+            complain(str(error))
+        return tables.label_of(tags, self.class_names, str(path), complain)
+
     def _lines(self, list_name: str, masks: dict[str, str], complain: Complain) -> list[tuple[str, str]]:
         """(where it stands, line) of a list."""
         if list_name in (TAGGED, MASKED):
             table, path = self.tag_table(complain), self.root / self.spec.tags
-            names = [name for name, row in table.row.items() if table.labels[row].any()]
-            if not names:
+            lines = [(f"{path}, line {table.line[row]}", name) for name, row in table.row.items() if table.labels[row].any()]
+            if not lines:
                 raise InputError(f"{path}: no picture has a tag; {self.spec.advice}")
-            names = [name for name in names if list_name == TAGGED or name in masks]
-            if not names:
+            lines = [(where, name) for where, name in lines if list_name == TAGGED or name in masks]
+            if not lines:
                 raise InputError(
                     f"{self.root / self.spec.masks[0].format('*')}: no tagged picture has a mask, so nothing can be evaluated; add some"
                 )
-            return [(str(path), name) for name in names]
+            return lines
         path = self._list_path(list_name)
         lines = [(f"{path}, line {number}", line) for number, line in tables.read_lines(path, "give --list another one")]
         if not lines:
@@ -180,23 +187,26 @@ class Dataset:
         looked_for = list_name if "/" in list_name else f"{own}, or a file {list_name}"
         raise InputError(f"{looked_for}: there is no such list; give --list a name or a text file")
 
-    def _entry(self, line: str, where: str, pictures: dict[str, str], masks: dict[str, str], complain: Complain) -> Entry | None:
+    def _entry(
+        self, line: str, where: str, pictures: dict[str, str], masks: dict[str, str], complain: Complain
+    ) -> tuple[str, str, str] | None:
         fields = line.split()
         is_pair = len(fields) == 2 and all("/" in field for field in fields)
         leaving = next((field for field in (fields if is_pair else [line]) if tables.leaves_folder(field)), None)
         if leaving:
             return complain(f"{where}: {leaving} leaves the dataset's folder; write plain picture names")
         if is_pair:
-            picture, mask = (self.root / field.lstrip("/") for field in fields)
-            entry = Entry(tables.plain_name(picture.name), picture, mask)
-            is_there = os.path.isfile(picture)
+            picture, mask = (os.path.join(self.root, field.lstrip("/")) for field in fields)
+            name, is_there = tables.plain_name(os.path.basename(picture)), os.path.isfile(picture)
         elif "/" in line:
             return complain(f"{where}: expected a picture name, or a picture's and a mask's path, not '{line}'; correct the line")
         else:
-            name = tables.plain_name(line)
-            usual = (str(self.root / patterns[0].format(name)) for patterns in (self.spec.pictures, self.spec.masks))
-            picture, mask = (Path(files.get(name, path)) for files, path in zip((pictures, masks), usual))
-            entry, is_there = Entry(name, picture, mask), name in pictures
+            name = line if line in pictures else tables.plain_name(line)
+            picture, mask = (
+                files.get(name) or os.path.join(self.root, usual.format(name))
+                for files, usual in ((pictures, self.spec.pictures[0]), (masks, self.spec.masks[0]))
+            )
+            is_there = name in pictures
         if not is_there:
-            return complain(f"{where}: there is no picture {entry.picture}; correct the list or the dataset root")
-        return entry
+            return complain(f"{where}: there is no picture {picture}; correct the list or the dataset root")
+        return name, picture, mask

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,8 @@ from errors import InputError
 PICTURE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST_CLASSES = 254  # besides the background and the ignore label 255
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # line breaks and other things that no name has
+
 Complain = Callable[[str], None]  # takes a problem in one line; what it is about is then left out
 
 
@@ -25,14 +28,19 @@ def refuse(problem: str) -> None:
 
 def plain_name(text: str) -> str:
     """A picture's name as all of the project spells it: without the ending of its file type, in Unicode's composed form."""
-    name = unicodedata.normalize("NFC", text.strip())
+    name = composed(text.strip())
     stem, ending = os.path.splitext(name)
     return stem if ending.lower() in PICTURE_TYPES else name
 
 
+def composed(text: str) -> str:
+    """Text in Unicode's composed form: what looks the same is the same, wherever it was typed."""
+    return unicodedata.normalize("NFC", text)
+
+
 def leaves_folder(text: str) -> bool:
     """Whether a name or a relative path could lie outside of its folder, here or on another system."""
-    return ".." in PurePosixPath(text).parts or "\\" in text or "\0" in text
+    return (".." in text and ".." in PurePosixPath(text).parts) or "\\" in text or "\0" in text
 
 
 def read_lines(path: Path, cure: str) -> list[tuple[int, str]]:
@@ -44,7 +52,7 @@ def read_lines(path: Path, cure: str) -> list[tuple[int, str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); {cure}") from None
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(number, composed(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -62,6 +70,7 @@ class TagTable(NamedTuple):
     """The image-level tags of many pictures."""
 
     row: dict[str, int]  # a picture's name -> its row
+    line: list[int]  # where each row stands in the file
     labels: np.ndarray  # (rows, K-1) uint8 0/1
 
 
@@ -71,27 +80,29 @@ def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = ref
     A name may end in its file type. Complains of rows of another form, of names that stand twice or leave the folder, and of tags
     that are no classes; raises InputError where the file cannot be read.
     """
-    row, labels = {}, []
+    row, line, labels = {}, [], []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, fields in enumerate(csv.reader(file), 1):
-                where, fields = f"{path}, line {number}", [field.strip() for field in fields]
+            reader = csv.reader(file, strict=True)  # strict: a quote that is not closed would swallow the rest
+            for fields in reader:
+                where, fields = f"{path}, line {reader.line_num}", [composed(field.strip()) for field in fields]
                 while fields and not fields[-1]:  # spreadsheets fill up with commas
                     fields.pop()
-                if not fields or (number == 1 and fields[0].lower() == "name"):
+                if not fields or (not row and fields[0].lower() == "name"):
                     continue
-                name = plain_name(fields[0])
-                if not name or len(fields) > 2 or "/" in name or leaves_folder(name):
-                    complain(f"{where}: expected name,class;class, not '{','.join(fields)}'; correct it")
+                name, text = plain_name(fields[0]), ",".join(fields)
+                if not name or len(fields) > 2 or "/" in name or leaves_folder(name) or _CONTROL.search(text):
+                    complain(f"{where}: expected name,class;class, not '{_CONTROL.sub(' ', text)}'; correct it")
                 elif name in row:
                     complain(f"{where}: {name} stands twice; keep one of the lines, and give pictures different names")
                 else:
                     tags = {tag.strip() for tag in "".join(fields[1:]).split(";")} - {""}
                     row[name] = len(labels)
+                    line.append(reader.line_num)
                     labels.append(label_of(tags, class_names, where, complain))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); write name,class;class lines in UTF-8") from None
-    return TagTable(row, np.array(labels, np.uint8).reshape(len(labels), len(class_names) - 1))
+    return TagTable(row, line, np.array(labels, np.uint8).reshape(len(labels), len(class_names) - 1))
 
 
 def write_tags(path: Path, rows: Iterable[tuple[str, Iterable[str]]]) -> None:
@@ -131,7 +142,7 @@ def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse)
         for file in _files_in(folder):
             stem, ending = os.path.splitext(file)
             if ending == wanted or (wanted == ".*" and ending.lower() in PICTURE_TYPES):
-                name = unicodedata.normalize("NFC", stem)
+                name = composed(stem)
                 if name in here:
                     complain(f"{folder}: {here[name]} and {file} have one name; rename one of them")
                 here[name] = file

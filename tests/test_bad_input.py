@@ -241,12 +241,13 @@ class TestPlace:
     def test_run_dir_below_a_file(self, refused, script, tmp_path, checkpoints):
         (tmp_path / "file").write_text("in the way")
         run_dir = tmp_path / "file/run"
-        refused(script, *flags_of(script, checkpoints["ours"]), run_dir=run_dir, names=[str(run_dir), "--run_dir"])
+        cure = "choose another folder" if script in (train, make_cam) else "correct --run_dir"
+        refused(script, *flags_of(script, checkpoints["ours"]), run_dir=run_dir, names=[str(run_dir), cure])
 
     def test_scores_below_a_file(self, refused, tmp_path):
         (tmp_path / "file").write_text("in the way")
         draw_labels(tmp_path / "labels")
-        names = [str(tmp_path / "file/run"), "--run_dir"]
+        names = [str(tmp_path / "file/run"), "choose another folder"]
         refused(eval_seg, "--label_dir", tmp_path / "labels", run_dir=tmp_path / "file/run", names=names)
 
     def test_labels_below_a_file(self, refused, tmp_path):

@@ -25,15 +25,32 @@ def tree(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
 
 
+def modules(nodes: ast.Module, path: Path) -> set[str]:
+    """The full name of every module that the code of a file imports anywhere in it, and of all that it imports from them."""
+    found = set()
+    for node in ast.walk(nodes):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
 def imported(path: Path) -> set[str]:
     """The first part of every module that a file imports anywhere in it; its own package for a relative import."""
-    found = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0] if node.level == 0 else path.parts[-1 - node.level])
-    return found
+    return {name.split(".")[0] for name in modules(tree(path), path)}
+
+
+def runs_as_a_command(path: Path) -> bool:
+    return any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree(path).body)
+
+
+@functools.cache
+def commands() -> list[Path]:
+    """The files in data/ that are called as the stage scripts are."""
+    return [path for path in own_files() if path.parts[0] == "data" and runs_as_a_command(path)]
 
 
 def calls(path: Path) -> Iterator[ast.Call]:
@@ -59,8 +76,36 @@ def test_the_walk_finds_the_project():
 def test_a_package_imports_neither_another_package_nor_a_script(package):
     strangers = {*PACKAGES, *SCRIPTS} - {package}
     for path in own_files():
-        if path.parts[0] == package:
+        if path.parts[0] == package and path not in commands():
             assert not imported(path) & strangers, path
+
+
+def test_the_commands_in_data_are_known():
+    assert [path.stem for path in commands()] == ["check_dataset", "draw_demo", "prepare_coco", "prepare_voc"]
+
+
+@pytest.mark.parametrize("path", commands(), ids=str)
+def test_a_command_in_data_imports_no_script_and_is_imported_by_no_other_file(path):
+    assert not imported(path) & set(SCRIPTS)
+    command = ".".join(path.with_suffix("").parts)
+    assert [other for other in own_files() if other != path and command in modules(tree(other), other)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import data.draw_demo",
+        "import data.draw_demo as drawing",
+        "from data import draw_demo",
+        "from data.draw_demo import main",
+        "from . import draw_demo",
+        "from .draw_demo import main",
+        "def later():\n    from data import tables, draw_demo",
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(code):
+    assert "data.draw_demo" in modules(ast.parse(code), Path("data/tables.py"))
+    assert "tool" not in modules(ast.parse(code), Path("data/tables.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

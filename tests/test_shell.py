@@ -5,19 +5,34 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = ("train_resnet50_SIPE", "make_cam", "eval_cam", "make_ir_labels", "train_irn", "make_seg_labels", "eval_seg")
+WITHOUT_IRN = tuple(stage for stage in STAGES if stage not in ("make_ir_labels", "train_irn"))
 ON_EVERY_GPU = ("train_resnet50_SIPE", "make_cam", "train_irn", "make_seg_labels")
 STUB = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 with open("calls.txt", "a") as file:
     print(Path(sys.argv[0]).stem, *sys.argv[1:], sep="|", file=file)
 """
+CHAINS = {"run_voc.sh": "irn", "run_coco.sh": "crf", "run_folder.sh": "crf"}  # and what refines their labels by default
+NEEDED = {
+    "run_voc.sh": (
+        "JPEGImages",
+        "Annotations",
+        "SegmentationClass",
+        "ImageSets/Segmentation/train.txt",
+        "ImageSets/Segmentation/train_aug.txt",
+    ),
+    "run_coco.sh": ("train2014", "train.txt", "tags.csv", "masks"),
+    "run_folder.sh": ("classes.txt", "tags.csv"),
+}
 
 
 def bash(folder: Path, *command: str) -> subprocess.CompletedProcess:
@@ -28,12 +43,41 @@ def bash(folder: Path, *command: str) -> subprocess.CompletedProcess:
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
     """A copy of the chains with stages that only note how they were called."""
-    for file in ("run_voc.sh", "requirements.txt", "tool/environment.sh", "tool/chain.sh"):
+    for file in (*CHAINS, "run_demo.sh", "requirements.txt", "tool/environment.sh", "tool/chain.sh"):
         (tmp_path / "copy" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, tmp_path / "copy" / file)
     for stage in STAGES:
         (tmp_path / "copy" / f"{stage}.py").write_text(STUB)
     return tmp_path / "copy"
+
+
+def data_for(script: str, root: Path) -> Path:
+    """All that a chain looks for before it starts, and masks."""
+    for below in (*NEEDED[script], "masks"):
+        path = root / below
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a\n") if path.suffix else path.mkdir(exist_ok=True)
+    return root
+
+
+@pytest.fixture(params=CHAINS)
+def script(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def start(chain: Path, script: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Start a chain on data that is all there."""
+    root = data_for(script, tmp_path / "the data")
+    return lambda *more: bash(chain, script, "--dataset_root", str(root), "--run_dir", str(tmp_path / "a run"), *more)
+
+
+def refusal(done: subprocess.CompletedProcess, script: str) -> str:
+    """The one line that a chain ends with when it starts nothing."""
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script}: error: ") and "==" not in done.stdout
+    return line
 
 
 def calls(chain: Path) -> list[list[str]]:
@@ -48,16 +92,16 @@ def test_without_voc_it_says_what_it_looked_for_and_how_to_get_it(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--datset_root", "x"], ["--run_dir"]])
-@pytest.mark.parametrize("script", ["run_voc.sh", "run_demo.sh"])
+@pytest.mark.parametrize("script", [*CHAINS, "run_demo.sh"])
 def test_wrong_arguments_are_refused(script, arguments):
-    done = bash(REPOSITORY, script, *arguments)
-    assert done.returncode != 0 and script in done.stderr
+    assert arguments[0] in refusal(bash(REPOSITORY, script, *arguments), script)
 
 
-@pytest.mark.parametrize("script", ["run_voc.sh", "run_demo.sh"])
+@pytest.mark.parametrize("script", [*CHAINS, "run_demo.sh"])
 def test_help(script):
     done = bash(REPOSITORY, script, "--help")
-    assert done.returncode == 0 and f"bash {script} [" in done.stdout
+    assert done.returncode == 0 and f"bash {script} " in done.stdout
+    assert "set -e" not in done.stdout and "#" not in done.stdout
 
 
 def test_stages_run_in_order_each_time(chain, tiny_voc, tmp_path):
@@ -74,9 +118,138 @@ def test_relative_paths_are_relative_to_where_it_is_called(chain, tiny_voc, tmp_
     assert "bash run_voc.sh [" in bash(tmp_path, "copy/run_voc.sh", "--help").stdout
 
 
-def test_a_number_of_gpus_is_a_number(chain, tiny_voc):
-    done = bash(chain, "run_voc.sh", "--dataset_root", str(tiny_voc), "--gpus", "many")
-    assert done.returncode == 2 and "--gpus many: the batch of 16" in done.stderr and not (chain / "calls.txt").exists()
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "many"], "--gpus many: the batch of 16"),
+        (["--gpus", "0"], "--gpus 0: the batch of 16"),
+        (["--gpus", "3"], "--gpus 3: the batch of 16"),
+        (["--gpus", "1 2"], "--gpus 1 2: the batch of 16"),
+        (["--gpus"], "--gpus needs a value"),
+        (["--refine", "sam"], "--refine sam: labels are refined by irn or crf"),
+        (["--refine", ""], "labels are refined by irn or crf"),
+        (["--refine"], "--refine needs a value"),
+        (["--with"], "--with takes a stage"),
+        (["--with", "make_cam"], "--with takes a stage"),
+        (["--with", "make_cams", "--scales 1.0"], "--with make_cams: no such stage"),
+        (["--with", "make_cam.py", "--scales 1.0"], "--with make_cam.py: no such stage"),
+        (["--with", "../make_cam", "--scales 1.0"], "--with ../make_cam: no such stage"),
+        (["--with", "", "--scales 1.0"], "--with : no such stage"),
+        (["--with", "make_cam", "--scales", "1.0"], "unknown argument 1.0"),
+        (["--device", "cpu"], "unknown argument --device"),
+        (["make_cam"], "unknown argument make_cam"),
+    ],
+    ids=str,
+)
+def test_a_chain_names_the_argument_that_it_does_not_take(start, script, chain, arguments, said):
+    assert said in refusal(start(*arguments), script)
+    assert not (chain / "calls.txt").exists()
+
+
+@pytest.mark.parametrize(("script", "below"), [(script, below) for script in ("run_coco.sh", "run_folder.sh") for below in NEEDED[script]])
+def test_missing_data_is_named_in_one_line_with_what_to_do(start, script, below, chain, tmp_path):
+    path = tmp_path / "the data" / below
+    path.unlink() if path.is_file() else path.rmdir()
+    line = refusal(start(), script)
+    assert f"no {below} in {tmp_path / 'the data'}; " in line and "python data/" in line
+    assert not (chain / "calls.txt").exists() and not (tmp_path / "a run").exists()
+
+
+@pytest.mark.parametrize("below", NEEDED["run_voc.sh"])
+def test_missing_parts_of_voc_are_named_with_how_to_get_them(chain, tmp_path, below):
+    root = data_for("run_voc.sh", tmp_path / "voc")
+    path = root / below
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    done = bash(chain, "run_voc.sh", "--dataset_root", str(root))
+    assert done.returncode == 2 and f"error: no {below} in {root} " in done.stderr and "python data/prepare_voc.py" in done.stderr
+    assert done.stderr.count("error:") == 1 and not (chain / "calls.txt").exists()
+
+
+@pytest.mark.parametrize("below", ["VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_may_lie_below_the_root(chain, tmp_path, below):
+    data_for("run_voc.sh", tmp_path / "voc" / below)
+    assert bash(chain, "run_voc.sh", "--dataset_root", str(tmp_path / "voc")).returncode == 0
+    assert {call[4] for call in calls(chain)} == {str(tmp_path / "voc")}
+
+
+def test_a_folder_has_no_usual_place(chain):
+    assert "give --dataset_root DIR" in refusal(bash(chain, "run_folder.sh"), "run_folder.sh")
+
+
+@pytest.mark.parametrize("refine", [None, "irn", "crf"])
+def test_every_chain_starts_its_stages_on_its_dataset(start, script, chain, tmp_path, refine):
+    assert start(*(["--refine", refine] if refine else [])).returncode == 0
+    chosen = refine or CHAINS[script]
+    common = ["--dataset", script[4:-3], "--dataset_root", str(tmp_path / "the data"), "--run_dir", str(tmp_path / "a run")]
+    more = {"make_seg_labels": ["--refine", chosen]}
+    assert calls(chain) == [[stage, *common, *more.get(stage, [])] for stage in (STAGES if chosen == "irn" else WITHOUT_IRN)]
+
+
+def test_without_masks_a_folder_is_not_evaluated(chain, tmp_path):
+    root = data_for("run_folder.sh", tmp_path / "mine")
+    (root / "masks").rmdir()
+    assert bash(tmp_path, "copy/run_folder.sh", "--dataset_root", "mine", "--run_dir", "run").returncode == 0
+    assert [call[0] for call in calls(chain)] == ["train_resnet50_SIPE", "make_cam", "make_seg_labels"]
+    assert {tuple(call[3:7]) for call in calls(chain)} == {("--dataset_root", str(root), "--run_dir", str(tmp_path / "run"))}
+
+
+def test_further_flags_reach_the_stages_that_they_are_meant_for(start, script, chain):
+    flags = {
+        "make_cam": "--scales 1.0 0.5 --amp bf16",
+        "train_resnet50_SIPE": "--max_epochs 50",
+        "make_seg_labels": "--beta 8",
+        "eval_cam": "",
+    }
+    assert start(*(part for stage, more in flags.items() for part in ("--with", stage, more))).returncode == 0
+    made = {call[0]: call[7:] for call in calls(chain)}
+    assert made.keys() >= {*WITHOUT_IRN}
+    assert made.pop("make_seg_labels") == ["--refine", CHAINS[script], "--beta", "8"]
+    assert made == {stage: flags.get(stage, "").split() for stage in made}
+
+
+def test_flags_are_not_expanded_by_the_shell(start, chain, tmp_path):
+    (chain / "make_cam.txt").touch()
+    assert start("--with", "make_cam", "--list *.txt $(touch oops) ~ ;ls").returncode == 0
+    (made,) = (call[7:] for call in calls(chain) if call[0] == "make_cam")
+    assert made == ["--list", "*.txt", "$(touch", "oops)", "~", ";ls"]
+    assert not (chain / "oops").exists()
+
+
+def stub_torchrun(chain: Path) -> None:
+    """A torchrun that notes how it was called, which spares the tests eight starts of PyTorch."""
+    (chain / "torch/distributed").mkdir(parents=True)
+    for package in ("torch", "torch/distributed"):
+        (chain / package / "__init__.py").touch()
+    (chain / "torch/distributed/run.py").write_text(STUB)
+
+
+@pytest.mark.parametrize(
+    ("refine", "on_every_gpu"),
+    [("irn", ON_EVERY_GPU), ("crf", ("train_resnet50_SIPE", "make_cam"))],
+)
+def test_the_crf_takes_one_process_and_all_else_every_gpu(start, chain, refine, on_every_gpu):
+    stub_torchrun(chain)
+    assert (
+        start("--gpus", "4", "--refine", refine, "--with", "make_cam", "--scales 1.0", "--with", "eval_cam", "--list val").returncode == 0
+    )
+    launched = [call for call in calls(chain) if call[0] == "run"]
+    assert [call[1:5] for call in launched] == [["--standalone", "--nproc_per_node", "4", f"{stage}.py"] for stage in on_every_gpu]
+    assert launched[1][-2:] == ["--scales", "1.0"]
+    alone = [call for call in calls(chain) if call[0] != "run"]
+    assert [call[0] for call in alone] == [stage for stage in (STAGES if refine == "irn" else WITHOUT_IRN) if stage not in on_every_gpu]
+    assert alone[0][0] == "eval_cam" and alone[0][-2:] == ["--list", "val"]
+
+
+def test_coco_says_what_it_will_take_before_it_starts(chain, tmp_path):
+    root = data_for("run_coco.sh", tmp_path / "coco")
+    (root / "train.txt").write_text("a\n" * 82081)
+    done = bash(chain, "run_coco.sh", "--dataset_root", str(root), "--run_dir", str(tmp_path / "not/yet/there"))
+    assert done.returncode == 0
+    pictures, disk, time, *stages = done.stdout.splitlines()
+    assert pictures.startswith("82081 pictures.") and "(25650 steps)" in pictures and pictures.endswith("by crf")
+    assert disk.startswith(f"disk: 5 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
+    assert time.startswith("time: 1368 hours on 2 CPU cores")
+    assert stages == [f"== {stage}.py" for stage in WITHOUT_IRN]
 
 
 def test_a_failing_stage_ends_the_chain(chain, tiny_voc, tmp_path):

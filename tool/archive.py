@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -17,10 +17,10 @@ from errors import InputError
 
 from .files import atomic_write
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
-def unpack(path: Path, root: Path, wanted: Callable[[str], bool]) -> None:
+def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
     """Unpack the wanted files of a tar or zip below `root`; each is whole or absent, and one that is there in its full size is kept.
 
     wanted: says of a member's name whether it is needed. Raises InputError, before anything is written, for a file that is damaged or no
@@ -44,7 +44,8 @@ def unpack(path: Path, root: Path, wanted: Callable[[str], bool]) -> None:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such archive; correct the path") from None
     except _DAMAGE as error:
-        raise InputError(f"{path}: is damaged, cut, or no tar or zip archive ({error}); get it again") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]  # tarfile tells of every format that it tried
+        raise InputError(f"{path}: is damaged, cut, or no tar or zip archive ({reason}); get it again") from None
 
 
 @contextmanager
@@ -58,8 +59,18 @@ def _open(path: Path) -> Iterator[tuple[dict[str, int], Callable[[str], Abstract
     else:
         with tarfile.open(path) as archive:
             members = {os.path.normpath(one.name): one for one in archive.getmembers() if not one.isdir()}
+            _read_to_end(archive)
             _refuse(path, (name for name, one in members.items() if not one.isreg()))
             yield {name: one.size for name, one in members.items()}, lambda name: archive.extractfile(members[name])
+
+
+def _read_to_end(archive: tarfile.TarFile) -> None:
+    """Raises ReadError where tarfile stopped at a damaged header, and OSError where gzip's checksum does not fit."""
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends in the middle")
+    while archive.fileobj.read(1 << 20):
+        pass
 
 
 def _refuse(path: Path, special: Iterator[str]) -> None:

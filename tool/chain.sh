@@ -21,7 +21,10 @@ absolute() {  # a path as given where the command was called
     esac
 }
 
+STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg"
+
 read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS and REFINE; note the further flags of stages
+    local flags
     while [ $# -gt 0 ]; do
         case "$1" in
             --dataset_root) DATASET_ROOT=$(value "$@") ;;
@@ -29,8 +32,10 @@ read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS an
             --gpus) GPUS=$(value "$@") ;;
             --refine) REFINE=$(value "$@") ;;
             --with)
-                [ $# -gt 2 ] && [[ $2 =~ ^[A-Za-z0-9_]+$ ]] && [ -f "$2.py" ] || complain "--with takes a stage (make_cam) and its flags in quotes"
-                printf -v "FLAGS_$2" %s "$3"
+                [ $# -gt 2 ] || complain "--with takes a stage and its flags in quotes"
+                [[ " $STAGES " == *" $2 "* ]] || complain "--with $2: no such stage; there are $STAGES"
+                flags=FLAGS_$2
+                printf -v "$flags" %s "${!flags-} $3"
                 shift
                 ;;
             -h|--help) show_help ;;

@@ -46,7 +46,7 @@ def check_md5(path: Path, md5: str) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
     if found != md5:
-        raise InputError(f"{path}: is not the official file: its MD5 sum is {found}, not {md5}; get it again")
+        raise InputError(f"{path}: is not the official file: its MD5 sum is {found}, not {md5}; get it again, or see --no-checksum")
 
 
 def _fetch_rest(url: str, part: Path) -> None:
@@ -55,6 +55,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # all of it is there
             return
         raise

@@ -24,7 +24,9 @@ RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size",
 def add_flags(parser: argparse.ArgumentParser, batch_size: int, max_epochs: int, lr_help: str) -> None:
     """Give a training stage the flags that all of them have."""
     parser.add_argument(
-        "--list", "--train_list", help="training pictures: a list's name or a text file (default: the dataset's own, train_aug)"
+        "--list",
+        "--train_list",
+        help="training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)",
     )
     parser.add_argument(
         "--resume",

@@ -1,5 +1,6 @@
 """Pictures of results: overlays, contact sheets and bar charts."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Seq
             axis.imshow(picture)
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(caption, fontsize=7)
+        line[0].set_ylabel(caption, fontsize=7, parse_math=False)
     for axis, title in zip(axes[0], columns):
         axis.set_title(title, fontsize=9)
     _write(figure, path, dpi)
@@ -76,15 +77,16 @@ def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: s
     width = 0.8 / len(series)
     for i, (label, values) in enumerate(series.items()):
         axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, np.nan_to_num(np.array(values, float)), width, label=label)
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8, parse_math=False)
     axis.set_ylabel("% of the union")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.legend(fontsize=8)
     _write(figure, path)
 
 
 def _write(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
-    figure.tight_layout(pad=0.4)
-    with atomic_write(path) as temporary:
+    with warnings.catch_warnings(), atomic_write(path) as temporary:
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in a script that the font lacks is shown as boxes
+        figure.tight_layout(pad=0.4)
         figure.savefig(temporary, format="png", dpi=dpi)
     plt.close(figure)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import orientation, read_mask, read_picture, stored_size, to_stored_frame, to_upright_frame
+from data.images import orientation, picture_size, read_mask, read_picture, stored_size, to_stored_frame, to_upright_frame
 from errors import InputError
 
 RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
@@ -141,6 +141,32 @@ def test_a_tiff_is_turned_once_and_for_all(tmp_path, value):
     assert np.array_equal(upright[..., 0], blocks(UPRIGHT))
     back = to_stored_frame(upright[..., 0], orientation(tmp_path / "a.tif"))
     assert np.array_equal(back, read_picture(tmp_path / "a.tif", upright=False)[..., 0])
+
+
+@pytest.mark.parametrize("value", STORED)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_pictures_size_is_that_of_its_stored_frame(tmp_path, suffix, value):
+    path, stored = tmp_path / f"a.{suffix}", blocks(np.array(STORED[value]))
+    Image.fromarray(stored).convert("RGB").save(path, exif=exif(value))
+    assert picture_size(path) == read_picture(path, upright=False).shape[:2]
+    assert picture_size(path) == (blocks(UPRIGHT) if suffix == "tif" else stored).shape
+
+
+def test_a_pictures_size_needs_no_more_than_its_header(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    assert picture_size(tmp_path / "a.jpg") == (480, 640)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>404</html>", b"\xff\xd8\xff"])
+def test_a_file_without_a_size_is_refused_as_a_picture(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="no such picture" if content is None else "not a readable picture") as error:
+        picture_size(path)
+    assert_one_line_naming(error, path)
 
 
 @pytest.mark.parametrize("value", [0, 9, 77])

@@ -1,7 +1,6 @@
 """Batches that a stopped run takes up again, and crops that depend on nothing but their place in the run."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,10 @@ import torch
 from PIL import Image
 
 from data.datasets import LabelledCrops, Pyramids, TrainingCrops, kept_classes
+from data.entries import Entries
 from data.images import to_stored_frame
 from data.loaders import ResumableBatches, inference_loader, training_loader
-from data.registry import Entry, open_dataset
+from data.registry import open_dataset
 from errors import InputError
 
 
@@ -26,7 +26,7 @@ def crops(tiny_voc) -> TrainingCrops:
 def labelled_crops(tiny_voc) -> LabelledCrops:
     dataset = open_dataset("voc", tiny_voc)
     entries = dataset.entries("train")
-    return LabelledCrops(entries, [entry.mask for entry in entries], dataset.num_classes, (0.5, 1.0), 48, seed=15)
+    return LabelledCrops(entries, {entry.name: entry.mask for entry in entries}.__getitem__, dataset.num_classes, (0.5, 1.0), 48, seed=15)
 
 
 def epochs_of(batches: ResumableBatches) -> list[list[int]]:
@@ -138,7 +138,7 @@ def test_a_labelled_crop_shows_what_its_label_says(labelled_crops):
 def test_a_labelled_crop_is_repeatable_and_differs_by_epoch_picture_and_seed(labelled_crops):
     assert all(torch.equal(labelled_crops[2, 1][name], labelled_crops[2, 1][name]) for name in ("image", "inside", "label"))
     crops = labelled_crops
-    other_seed = LabelledCrops(crops.entries, crops.labels, crops.num_classes, crops.scales, crops.crop_size, seed=16)
+    other_seed = LabelledCrops(crops.entries, crops.label_path, crops.num_classes, crops.scales, crops.crop_size, seed=16)
     others = [crops[3, 1], crops[2, 2], other_seed[2, 1]]
     assert not any(torch.equal(crops[2, 1]["image"], other["image"]) for other in others)
 
@@ -150,8 +150,8 @@ def test_a_label_in_the_stored_frame_is_turned_with_its_picture(tmp_path, orient
     tags[0x0112] = orientation
     Image.fromarray(40 * stored).convert("RGB").save(tmp_path / "a.png", exif=tags)
     Image.fromarray(stored).save(tmp_path / "mask.png")
-    entry = Entry("a", tmp_path / "a.png", tmp_path / "none.png")
-    item = LabelledCrops([entry], [tmp_path / "mask.png"], 7, (1, 1), 24, seed=0)[0, 0]
+    entries = Entries.of([("a", str(tmp_path / "a.png"), str(tmp_path / "none.png"))])
+    item = LabelledCrops(entries, {"a": tmp_path / "mask.png"}.__getitem__, 7, (1, 1), 24, seed=0)[0, 0]
     found, inside = item["label"].numpy(), item["inside"].numpy()
     assert inside.sum() == 16 * 24
     assert np.array_equal(40 * found[inside], item["image"][0].numpy()[inside])
@@ -167,7 +167,7 @@ def test_a_label_in_the_stored_frame_is_turned_with_its_picture(tmp_path, orient
     ],
 )
 def test_a_label_that_does_not_fit_is_refused_by_its_path(labelled_crops, write, match):
-    path: Path = labelled_crops.labels[1]
+    path = labelled_crops.label_path(labelled_crops.entries[1].name)
     write(path)
     with pytest.raises(InputError, match=match) as error:
         labelled_crops[0, 1]

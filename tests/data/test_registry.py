@@ -1,6 +1,6 @@
 """Datasets as values: where the root may be, what a list may look like, how tags become labels."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from common import VOC_CLASSES
 from PIL import Image
 
-from data.registry import Dataset, open_dataset
+from data.registry import DATASETS, Dataset, DatasetSpec, open_dataset
 from errors import InputError
 
 NAMES = [f"2007_{i:06d}" for i in range(6)]
@@ -24,6 +24,27 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "tags.csv").write_text("name,classes\na,cat\nb,dog\nc,cat;dog\n")
     (tmp_path / "train.txt").write_text("a\nb\nc\n")
     return tmp_path
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Two pictures, one from each half of COCO, prepared."""
+    for file in (
+        "train2014/COCO_train2014_000000000009.jpg",
+        "val2014/COCO_val2014_000000000042.jpg",
+        "masks/COCO_train2014_000000000009.png",
+    ):
+        touch(tmp_path / file)
+    (tmp_path / "train.txt").write_text("COCO_train2014_000000000009\n")
+    (tmp_path / "val.txt").write_text("COCO_val2014_000000000042\n")
+    (tmp_path / "tags.csv").write_text("name,classes\nCOCO_val2014_000000000042,dog\nCOCO_train2014_000000000009,bowl;person\n")
+    return tmp_path
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
 def names_in(dataset: Dataset, content: str | bytes, path: Path) -> list[str]:
@@ -55,7 +76,9 @@ def test_voc_is_found_at_its_root_and_up_to_two_folders_above(tmp_path, above):
 
 
 def test_a_folder_without_voc_says_how_to_get_it(tmp_path):
-    with pytest.raises(InputError, match=r"no VOC 2012 here.*VOCtrainval_11-May-2012\.tar") as error:
+    with pytest.raises(
+        InputError, match=r"no JPEGImages here, nor in VOC2012 or .* no 'voc' dataset; .*VOCtrainval_11-May-2012\.tar"
+    ) as error:
         open_dataset("voc", tmp_path / "nowhere")
     assert str(error.value).startswith(f"{tmp_path / 'nowhere'}: ")
 
@@ -68,6 +91,7 @@ def test_own_list_is_taken_by_name(tiny_voc):
 
 
 def test_default_lists_exist_in_every_dataset(tiny_voc, folder):
+    touch(folder / "masks/b.png")
     for dataset in (open_dataset("voc", tiny_voc), open_dataset("folder", folder)):
         assert dataset.entries(dataset.spec.train_list)
         assert dataset.entries(dataset.spec.eval_list)
@@ -208,25 +232,25 @@ def test_every_form_of_tags_gives_the_same_labels(folder, content):
 @pytest.mark.parametrize("content", ["", "\n\n", "cat\ncat\n", "background\ncat\n", "\n".join(f"class{i}" for i in range(255))])
 def test_bad_class_files_are_refused(folder, content):
     (folder / "classes.txt").write_text(content)
-    with pytest.raises(InputError, match="1 to 254 different class names") as error:
+    with pytest.raises(InputError, match=r"1 to 254 class names|class 'cat' stands twice") as error:
         open_dataset("folder", folder)
     assert str(error.value).startswith(f"{folder / 'classes.txt'}: ")
 
 
 def test_a_folder_without_classes_says_what_it_needs(tmp_path):
-    with pytest.raises(InputError, match=r"classes\.txt: cannot be read.*tags\.csv"):
+    with pytest.raises(InputError, match=r"there is no classes\.txt here, so this is no 'folder' dataset; .*tags\.csv"):
         open_dataset("folder", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("tags", "match"),
     [
-        ("a,cat\nb,dog\n", "^c: has no tag"),
-        ("a,cat\nb,\nc,cat\n", "^b: has no tag"),
-        ("a,cow\nb,dog\nc,cat\n", "^a: tag 'cow' is not a class"),
+        ("a,cat\nb,dog\n", r"/tags\.csv: picture c has no tag"),
+        ("a,cat\nb,\nc,cat\n", r"/tags\.csv: picture b has no tag"),
+        ("a,cow\nb,dog\nc,cat\n", r"/tags\.csv, line 1: tag 'cow' is not a class"),
     ],
 )
-def test_bad_tags_are_refused_by_the_pictures_name(folder, tags, match):
+def test_bad_tags_are_refused_by_the_pictures_name_or_its_line(folder, tags, match):
     (folder / "tags.csv").write_text(tags)
     dataset = open_dataset("folder", folder)
     with pytest.raises(InputError, match=match):
@@ -243,7 +267,7 @@ def test_missing_tags_are_refused_by_their_path(folder):
 def test_digest_tells_pictures_classes_and_labels_apart(folder):
     dataset = open_dataset("folder", folder)
     entries = dataset.entries("train")
-    renamed = replace(dataset, spec=replace(dataset.spec, class_names=("background", "cat", "fox")))
+    renamed = replace(dataset, class_names=("background", "cat", "fox"))
     digests = [
         dataset.digest(entries, b"labels"),
         dataset.digest(entries, b"other labels"),
@@ -253,3 +277,155 @@ def test_digest_tells_pictures_classes_and_labels_apart(folder):
     ]
     assert len(set(digests)) == 5
     assert digests[0] == open_dataset("folder", folder).digest(dataset.entries("train"), b"labels")
+
+
+def test_coco_is_two_folders_of_pictures_with_lists_and_tags_beside_them(coco):
+    dataset = open_dataset("coco", coco)
+    assert (dataset.num_classes, dataset.class_names[:3], dataset.class_names[-1]) == (
+        81,
+        ("background", "person", "bicycle"),
+        "toothbrush",
+    )
+    (train,), (val,) = dataset.entries("train"), dataset.entries("val")
+    name = "COCO_train2014_000000000009"
+    assert train == (name, coco / f"train2014/{name}.jpg", coco / f"masks/{name}.png")
+    assert val.picture == coco / "val2014/COCO_val2014_000000000042.jpg"
+    tags = [dataset.class_names[1 + i] for i in np.flatnonzero(dataset.labels(dataset.entries("train"))[0])]
+    assert tags == ["person", "bowl"]
+
+
+def test_coco_without_its_other_half_is_coco(coco):
+    (coco / "val2014/COCO_val2014_000000000042.jpg").unlink()
+    (coco / "val2014").rmdir()
+    dataset = open_dataset("coco", coco)
+    assert len(dataset.entries(dataset.spec.train_list)) == 1
+    with pytest.raises(InputError, match=r"val\.txt, line 1: there is no picture"):
+        dataset.entries("val")
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"), [("coco", r"no train2014 here, .*train2014\.zip.*prepare_coco\.py"), ("folder", "write classes.txt")]
+)
+def test_a_root_without_the_dataset_says_how_to_get_it(tmp_path, kind, match):
+    with pytest.raises(InputError, match=match) as error:
+        open_dataset(kind, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_list_all_pictures_with_a_tag_count(folder):
+    (folder / "train.txt").unlink()
+    (folder / "tags.csv").write_text("c,cat;dog\nuntagged,\na,cat\n")
+    dataset = open_dataset("folder", folder)
+    assert list(dataset.entries("tagged").names()) == ["c", "a"]
+    assert dataset.labels(dataset.entries("tagged")).tolist() == [[1, 1], [1, 0]]
+
+
+def test_without_a_list_all_pictures_with_a_tag_and_a_mask_are_evaluated(folder):
+    for name in ("c", "b", "unknown"):
+        touch(folder / f"masks/{name}.png")
+    touch(folder / "masks/a.jpg")
+    entries = open_dataset("folder", folder).entries("masked")
+    assert list(entries.names()) == ["b", "c"]
+    assert entries[1].mask == folder / "masks/c.png"
+
+
+@pytest.mark.parametrize(
+    ("list_name", "tags", "match"),
+    [
+        ("tagged", "name,classes\n", r"tags\.csv: no picture has a tag; "),
+        ("tagged", "a,\nb,\n", r"tags\.csv: no picture has a tag; "),
+        ("masked", "a,\n", r"tags\.csv: no picture has a tag; "),
+        ("masked", "a,cat\n", r"masks/\*\.png: no tagged picture has a mask.*; "),
+        ("tagged", "a,cat\nnowhere,dog\n", r"tags\.csv, line 2: there is no picture .*/images/nowhere\."),
+    ],
+)
+def test_tags_that_make_no_list_are_refused(folder, list_name, tags, match):
+    (folder / "tags.csv").write_text(tags)
+    with pytest.raises(InputError, match=match) as error:
+        open_dataset("folder", folder).entries(list_name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["images/", ""])
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "png", "bmp", "webp", "tif", "TIFF"])
+def test_pictures_of_any_type_lie_in_images_or_beside_the_tags(folder, place, ending):
+    path = touch(folder / f"{place}new.{ending}")
+    (folder / "tags.csv").write_text(f"new.{ending},dog\n")
+    (entry,) = open_dataset("folder", folder).entries("tagged")
+    assert (entry.name, entry.picture, entry.mask) == ("new", path, folder / "masks/new.png")
+
+
+def test_a_picture_in_images_counts_before_one_beside_it(folder):
+    touch(folder / "a.png")
+    assert open_dataset("folder", folder).entries("train")[0].picture == folder / "images/a.jpg"
+
+
+def test_two_pictures_of_one_name_are_refused(folder):
+    touch(folder / "images/a.png")
+    with pytest.raises(InputError, match=r"/images: a\.jpg and a\.png have one name; rename"):
+        open_dataset("folder", folder).entries("train")
+
+
+@pytest.mark.parametrize("name", ["one two", "a.b", "caf\u00e9", "cafe\u0301", "name", "1", "photo.jpg"])
+def test_a_picture_may_have_any_name(folder, name):
+    path = touch(folder / f"images/{name}.png")
+    (folder / "tags.csv").write_text(f"{name}.png,dog\n", encoding="utf-8")
+    (folder / "train.txt").write_text(f"{name}.png\n", encoding="utf-8")
+    dataset = open_dataset("folder", folder)
+    for list_name in ("tagged", "train"):
+        entries = dataset.entries(list_name)
+        assert [entry.picture for entry in entries] == [path]
+        assert dataset.labels(entries).tolist() == [[0, 1]]
+
+
+def test_voc_takes_its_tags_from_a_table_where_there_is_one(tiny_voc):
+    dataset = open_dataset("voc", tiny_voc)
+    annotated = dataset.labels(dataset.entries("train"))
+    for path in (tiny_voc / "Annotations").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"\.xml: the picture's annotation is missing"):
+        dataset.labels(dataset.entries("train"))
+    (tiny_voc / "tags.csv").write_text("".join(f"{name},{('cat;dog', 'dog')[i % 2]}\n" for i, name in reversed([*enumerate(NAMES)])))
+    assert np.array_equal(dataset.labels(dataset.entries("train")), annotated)
+
+
+def test_a_table_counts_before_vocs_annotations(tiny_voc):
+    (tiny_voc / "tags.csv").write_text("".join(f"{name},person\n" for name in NAMES[1:]))
+    dataset = open_dataset("voc", tiny_voc)
+    assert dataset.labels(dataset.entries("train")[1:]).sum(0)[VOC_CLASSES.index("person") - 1] == 5
+    with pytest.raises(InputError, match=rf"/tags\.csv: picture {NAMES[0]} has no tag"):
+        dataset.labels(dataset.entries("train"))
+
+
+def test_vocs_own_mask_counts_before_sbds(tiny_voc):
+    for name in NAMES[:2]:
+        touch(tiny_voc / f"SegmentationClassAug/{name}.png")
+    for name in NAMES[1:3]:
+        (tiny_voc / f"SegmentationClass/{name}.png").unlink()
+    masks = [entry.mask.relative_to(tiny_voc).parent.name for entry in open_dataset("voc", tiny_voc).entries("train")]
+    assert masks == ["SegmentationClass", "SegmentationClassAug", *["SegmentationClass"] * 4]
+
+
+def test_all_problems_of_a_dataset_can_be_collected(folder):
+    touch(folder / "images/a.png")
+    (folder / "train.txt").write_text("a\nnowhere\n../b\nb\na\nc/d\nc\n")
+    (folder / "tags.csv").write_text("a,cow\nb,dog\n")
+    problems, dataset = [], open_dataset("folder", folder)
+    entries = dataset.entries("train", problems.append)
+    assert list(entries.names()) == ["a", "b", "c"]
+    assert dataset.labels(entries, problems.append).tolist() == [[0, 0], [0, 1], [0, 0]]
+    wanted = ["have one name", "line 2: there is no", "line 3: ../b leaves", "line 5: a stands twice", "line 6: expected a picture name"]
+    wanted += ["line 1: tag 'cow'", "picture a has no tag", "picture c has no tag"]
+    assert len(problems) == len(wanted)
+    assert all(part in problem and "\n" not in problem for part, problem in zip(wanted, problems))
+
+
+def test_kinds_of_datasets_differ_in_a_value_alone(tiny_voc, folder, coco):
+    roots = {"voc": tiny_voc, "folder": folder, "coco": coco}
+    assert roots.keys() == DATASETS.keys()
+    assert {type(open_dataset(name, root)) for name, root in roots.items()} == {Dataset}
+    assert not Dataset.__subclasses__() and not DatasetSpec.__subclasses__()
+    values = [getattr(spec, field.name) for spec in DATASETS.values() for field in fields(spec)]
+    assert {type(value) for value in values} <= {str, tuple, type(Path()), type(None)}
+    assert all(isinstance(part, str) for value in values if isinstance(value, tuple) for part in value)

@@ -1,0 +1,233 @@
+"""A person's own pictures through the chain: names as people give them, tables as spreadsheets write them, errors in one line."""
+
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from common import call, files_below, times_below, write_lines
+from PIL import Image
+
+import eval_cam
+import eval_seg
+import make_cam
+import make_seg_labels
+import train_resnet50_SIPE as train
+from data import check_dataset
+from errors import InputError
+from tool import cam_file
+
+CLASSES = ("cat", "50% $off_$ #1", "熊猫")
+COLOURS = ((200, 40, 40), (40, 40, 200), (40, 200, 40))
+WIDTH, HEIGHT = 64, 48
+
+
+def decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+# name as every stage writes it: (file, name in tags.csv)
+NAMED = {
+    "two  words": ("two  words.jpg", "two  words"),
+    "café": (decomposed("café.JPEG"), "café"),
+    "naïve": ("naïve.png", decomposed("naïve")),
+    "$x_$ and $y": ("$x_$ and $y.webp", "$x_$ and $y"),
+    "100%d": ("100%d.jpg", "100%d.jpg"),
+    "[x]*": ("[x]*.png", "[x]*"),
+    "#1": ("#1.JPG", "#1.JPG"),
+    'it\'s "so"': ('it\'s "so".webp', '"it\'s ""so"""'),
+    "-dash": ("-dash.jpg", "-dash.JPEG"),
+    "a, b": ("a, b.png", '"a, b"'),
+    "猫 と 犬": ("猫 と 犬.webp", "猫 と 犬"),
+    "v1.5": ("v1.5.jpg", "v1.5"),
+    "{}": ("{}.tif", "{}"),
+}
+UNMASKED = "v1.5"
+TRAIN = ["--device", "cpu", "--batch_size", 6, "--crop_size", 32, "--resize_long", 32, 48, "--max_epochs", 1]
+MAP = ["--device", "cpu", "--scales", 0.5]
+
+
+def draw(root: Path) -> Path:
+    """Tiny pictures of one or two coloured boxes, their tags, and masks of all but one."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), ["name,classes"]
+    for i, (name, (file, written)) in enumerate(NAMED.items()):
+        picture, mask = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
+        shown = {i % 3 + 1: slice(4, 28)} | ({(i + 1) % 3 + 1: slice(36, 60)} if i % 2 else {})
+        for class_id, columns in shown.items():
+            picture[10:40, columns], mask[10:40, columns] = COLOURS[class_id - 1], class_id
+        Image.fromarray(picture).save(root / "images" / file)
+        if name != UNMASKED:
+            Image.fromarray(mask).save(root / f"masks/{Path(file).stem}.png")
+        rows.append(f"{written},{';'.join(CLASSES[class_id - 1] for class_id in shown)};")
+    (root / "tags.csv").write_bytes("\r\n".join([*rows, ",,", ""]).encode("utf-8-sig"))
+    (root / "classes.txt").write_bytes("\r\n".join(CLASSES).encode("utf-8-sig"))
+    return root
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return draw(tmp_path / "my data")
+
+
+def flags_of(root: Path, run_dir: Path) -> list:
+    return ["--dataset", "folder", "--dataset_root", root, "--run_dir", run_dir, "--num_workers", 0]
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """All stages that need no IRN, one after the other: the data, the run directory and what was printed."""
+    folder = tmp_path_factory.mktemp("own")
+    root, run_dir = draw(folder / "my data"), folder / "my run"
+    before, common = times_below(root), flags_of(root, run_dir)
+    training = [*common, *TRAIN, "--weights", tiny_backbone]
+    call(train.main, *training)
+    call(make_cam.main, *common, *MAP)
+    printed = {"eval_cam": call(eval_cam.main, *common)}
+    for refine in ("none", "crf"):
+        label_dir = run_dir / f"seg_{refine}"
+        call(make_seg_labels.main, *common, "--refine", refine, "--label_dir", label_dir)
+        printed[refine] = call(eval_seg.main, *common, "--label_dir", label_dir)
+    assert times_below(root) == before
+    yield SimpleNamespace(root=root, run_dir=run_dir, printed=printed, common=common, training=training)
+    shutil.rmtree(run_dir)
+
+
+class TestChain:
+    def test_every_picture_has_one_cam_file_under_its_name(self, chain):
+        assert files_below(chain.run_dir / "cam") == {"settings.json", *(f"{name}.npz" for name in NAMED)}
+
+    def test_a_cam_file_holds_the_tagged_classes_at_the_size_of_the_picture(self, chain):
+        for i, name in enumerate(NAMED):
+            maps = cam_file.load(cam_file.path_of(chain.run_dir, name))
+            assert set(maps.keys) == {0, i % 3 + 1} | ({(i + 1) % 3 + 1} if i % 2 else set())
+            assert maps.size == (HEIGHT, WIDTH)
+
+    @pytest.mark.parametrize("refine", ["none", "crf"])
+    def test_every_picture_has_one_label_under_its_name(self, chain, refine):
+        folder = chain.run_dir / f"seg_{refine}"
+        assert files_below(folder) == {"settings.json", *(f"{name}.png" for name in NAMED)}
+        for name in NAMED:
+            with Image.open(folder / f"{name}.png") as label:
+                assert (label.mode, label.size) == ("P", (WIDTH, HEIGHT))
+
+    @pytest.mark.parametrize("stage", ["eval_cam", "none", "crf"])
+    def test_the_pictures_with_a_mask_are_scored_and_the_classes_named(self, chain, stage):
+        assert f"{len(NAMED) - 1} pictures" in chain.printed[stage]
+        assert all(name in chain.printed[stage] for name in CLASSES)
+
+    @pytest.mark.parametrize("stem", ["eval_cam", "eval_seg_none", "eval_seg_crf"])
+    def test_scores_chart_and_sheet_are_there(self, chain, stem):
+        assert files_below(chain.run_dir) >= {f"{stem}{ending}" for ending in (".json", ".png", "_sheet.png")}
+
+    def test_nothing_temporary_is_left(self, chain):
+        assert not [name for name in files_below(chain.run_dir) if name.endswith(".tmp")]
+
+    def test_all_is_well_with_the_data(self, chain):
+        printed = call(check_dataset.main, chain.root, "--num_workers", 0)
+        assert "all is well" in printed
+        assert f"pictures to train on: {len(NAMED)};" in printed
+        assert "worth knowing (1)" in printed  # less than a batch
+
+    @pytest.mark.parametrize("name", [name for name in NAMED if name != UNMASKED])
+    def test_each_name_alone_in_a_list_is_scored_and_shown(self, chain, name, tmp_path):
+        """However good or bad the picture is, its name then stands on the contact sheet."""
+        listed = tmp_path / "one.txt"
+        listed.write_text(f"{name}\n", encoding="utf-8")
+        shutil.copytree(chain.run_dir / "cam", tmp_path / "run/cam")
+        assert "1 pictures" in call(eval_cam.main, *flags_of(chain.root, tmp_path / "run"), "--list", listed)
+
+    def test_a_second_run_makes_nothing_again(self, chain):
+        before = times_below(chain.run_dir)
+        assert "is complete" in call(train.main, *chain.training)
+        assert " 0 of them to do" in call(make_cam.main, *chain.common, *MAP)
+        assert "is complete" in call(eval_cam.main, *chain.common)
+        assert times_below(chain.run_dir) == before
+
+
+@pytest.fixture
+def refused(own: Path, tmp_path: Path) -> Callable[..., None]:
+    """Call a stage that must refuse in one line with a cure, and write nothing."""
+
+    def refused(script, *flags, names: list[str]) -> None:
+        before = times_below(tmp_path)
+        with pytest.raises(InputError) as caught:
+            call(script.main, *flags_of(own, tmp_path / "run"), *flags)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "; " in message or ": write " in message
+        assert [name for name in names if name not in message] == []
+        assert times_below(tmp_path) == before
+        assert not (tmp_path / "run").exists()
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"), [(eval_cam, []), (eval_seg, ["--label_dir", "seg_none"])], ids=lambda value: getattr(value, "__name__", "")
+)
+@pytest.mark.parametrize("spoil", ["no folder", "an empty folder", "masks of other pictures"])
+def test_without_masks_there_is_nothing_to_evaluate(refused, own, script, flags, spoil):
+    shutil.rmtree(own / "masks")
+    if spoil != "no folder":
+        (own / "masks").mkdir()
+    if spoil == "masks of other pictures":
+        Image.new("L", (WIDTH, HEIGHT)).save(own / "masks/other.png")
+    refused(script, *flags, names=[str(own / "masks/*.png"), "no tagged picture has a mask"])
+
+
+def first_row(root: Path) -> str:
+    return (root / "tags.csv").read_text(encoding="utf-8-sig").splitlines()[1]
+
+
+def add_rows(root: Path, *rows: str) -> None:
+    """Write a table of the first picture alone, and rows below it, which start in line 3."""
+    (root / "tags.csv").write_text("\n".join(["name,classes", first_row(root), *rows, ""]), encoding="utf-8")
+
+
+SPOILED = {
+    "an unknown tag": (lambda root: add_rows(root, "café,cat;unicorn"), ["tags.csv, line 3", "unicorn", "correct the tag"]),
+    "a tag in other letters": (lambda root: add_rows(root, "café,Cat"), ["tags.csv, line 3", "'Cat'"]),
+    "a missing picture": (lambda root: add_rows(root, "nowhere,cat"), ["tags.csv", "no picture", "images/nowhere"]),
+    "a name twice": (lambda root: add_rows(root, "café,cat", "café,cat"), ["tags.csv, line 4", "café", "twice"]),
+    "a name twice in two spellings": (
+        lambda root: add_rows(root, "café,cat", f"{decomposed('café')}.JPEG,cat"),
+        ["tags.csv, line 4", "café", "twice"],
+    ),
+    "three columns": (lambda root: add_rows(root, "café,cat,熊猫"), ["tags.csv, line 3", "café,cat,熊猫"]),
+    "a name that leaves": (lambda root: add_rows(root, "../café,cat"), ["tags.csv, line 3", "../café"]),
+    "a quote that is never closed": (lambda root: add_rows(root, '"café,cat', "naïve,cat"), ["tags.csv"]),
+    "a quoted name over two lines": (lambda root: add_rows(root, '"ca\nfé",cat'), ["tags.csv"]),
+    "a quoted row over two lines": (lambda root: add_rows(root, '"ca\nfé",cat,cat'), ["tags.csv"]),
+    "a NUL": (lambda root: add_rows(root, "ca\0fé,cat"), ["tags.csv"]),
+    "no tags at all": (lambda root: write_lines(root / "tags.csv", "name,classes", "v1.5,", "#1"), ["tags.csv", "no picture has a tag"]),
+    "a heading alone": (lambda root: write_lines(root / "tags.csv", "name,classes"), ["tags.csv", "no picture has a tag"]),
+    "an empty table": (lambda root: (root / "tags.csv").write_bytes(b""), ["tags.csv", "no picture has a tag"]),
+    "no table": (lambda root: (root / "tags.csv").unlink(), ["tags.csv", "cannot be read"]),
+    "a table in UTF-16": (lambda root: (root / "tags.csv").write_text("v1.5,cat\n", encoding="utf-16"), ["tags.csv", "UTF-8"]),
+    "a table in Latin-1": (lambda root: (root / "tags.csv").write_text("café,cat\n", encoding="latin-1"), ["tags.csv", "UTF-8"]),
+    "a spreadsheet": (lambda root: (root / "tags.csv").write_bytes(b"PK\3\4\x14\0\6\0\x08\0\0\0!\0\xff"), ["tags.csv", "UTF-8"]),
+    "a folder for a table": (lambda root: ((root / "tags.csv").unlink(), (root / "tags.csv").mkdir()), ["tags.csv", "cannot be read"]),
+    "no classes": (lambda root: (root / "classes.txt").unlink(), ["classes.txt", "one class a line"]),
+    "empty classes": (lambda root: (root / "classes.txt").write_text("\n\n"), ["classes.txt", "1 to 254"]),
+    "background as a class": (lambda root: write_lines(root / "classes.txt", "background", *CLASSES), ["classes.txt", "background"]),
+    "two files of one name": (
+        lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / f"images/{decomposed('naïve')}.jpg"),
+        ["images", "one name"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "flags"), [(train, TRAIN), (make_cam, MAP)], ids=["train", "make_cam"])
+@pytest.mark.parametrize(("spoil", "names"), SPOILED.values(), ids=SPOILED)
+def test_a_wrong_table_ends_in_one_line_that_says_where(refused, own, script, flags, spoil, names):
+    spoil(own)
+    refused(script, *flags, names=[str(own), *names])
+
+
+def test_fewer_pictures_than_a_batch_say_what_to_ask_for(refused):
+    refused(train, *TRAIN, "--batch_size", len(NAMED) + 1, names=[f"{len(NAMED)} pictures", f"--batch_size {len(NAMED)}"])
