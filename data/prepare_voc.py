@@ -92,7 +92,10 @@ def unpack_voc(args: argparse.Namespace) -> None:
     below = next((args.root / below for below in VOC.roots if (args.root / below / VOC.marker).is_dir()), args.root / BELOW)
     if args.download and not args.archive and any(count_files(below / name) < count for name, count in COUNTS.items()):
         download.fetch(VOC_SOURCE.url, official, VOC_SOURCE.md5)
-    for path in args.archive or [official] * official.is_file():
+    archives = args.archive or [official] * official.is_file()
+    if archives and below != args.root / BELOW:
+        raise InputError(f"{below}: VOC is here, but archives are unpacked to {BELOW} below --root; give the folder above VOCdevkit")
+    for path in archives:
         if args.checksum:
             download.check_md5(path, VOC_SOURCE.md5)
         archive.unpack(path, args.root, lambda name: name.startswith(f"{BELOW}/") and "SegmentationObject" not in name)
@@ -125,8 +128,10 @@ def count_files(folder: Path) -> int:
 def write_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path | None, problems: list[str]) -> set[str]:
     """Write train_aug.txt, unless it holds these very names already; returns them. Without SBD, a list that is there stays."""
     path, main = dataset.root / LISTS / "train_aug.txt", dataset.root / "ImageSets/Main/trainval.txt"
-    before = names_on(dataset, path, problems) if path.is_file() else None
+    found = []
+    before = names_on(dataset, path, found) if path.is_file() and path.stat().st_size else set()
     if sbd is None and before:
+        problems += found
         return before
     others = [sbd / "train.txt", sbd / "val.txt"] if sbd else [main] * main.is_file()
     names = train.union(*(names_on(dataset, one, problems) for one in others)) - val
@@ -191,6 +196,9 @@ def write_tags(dataset: Dataset, problems: list[str]) -> set[str]:
 
 
 def prepare(args: argparse.Namespace) -> None:
+    for path in [*args.archive, *([args.sbd] if args.sbd else [])]:
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder; correct the path")
     unpack_voc(args)
     sbd, dataset, problems = find_sbd(args), open_dataset("voc", args.root), []
     official = [dataset.root / LISTS / f"{name}.txt" for name in ("train", "val")]
@@ -224,8 +232,9 @@ def tell(
         (_, expected, pictures), (_, _, masks), _ = of_sbd
         if pictures != expected:
             print(
-                f"\nwithout SBD, train_aug.txt holds {pictures:,} pictures instead of {expected:,}: those on VOC's own lists "
-                "Segmentation/train and Main/trainval (pictures with boxes, hence with tags) that are not on val.\nThe published list has "
+                f"\nwithout SBD, train_aug.txt holds {pictures:,} pictures instead of {expected:,}. Unless it was there before, they "
+                "are those of VOC's own lists Segmentation/train and Main/trainval (pictures with boxes, so with tags) that are not on val."
+                "\nThe published list has "
                 f"SBD's pictures in place of Main's, so results will differ from the published ones. {masks:,} of the pictures have a mask"
             )
     inventory.print_list("problems", problems)

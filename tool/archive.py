@@ -23,8 +23,9 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, 
 def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
     """Unpack the wanted files of a tar or zip below `root`; each is whole or absent, and one that is there in its full size is kept.
 
-    wanted: says of a member's name whether it is needed. Raises InputError, before anything is written, for a file that is damaged or no
-    archive, for one without a wanted member, and for one with any member that would lie outside of root or is neither file nor folder.
+    wanted: says of a member's name whether it is needed. Raises InputError, before anything is written, for a file that is cut or no
+    archive, for one without a wanted member, and for one with any member that would lie outside of root or is neither file nor folder;
+    and, at the member of a zip that is damaged, for its wrong checksum.
     """
     try:
         with _open(path) as (sizes, read):
@@ -44,7 +45,7 @@ def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such archive; correct the path") from None
     except _DAMAGE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]  # tarfile tells of every format that it tried
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")  # tarfile tells of every format that it tried
         raise InputError(f"{path}: is damaged, cut, or no tar or zip archive ({reason}); get it again") from None
 
 

@@ -16,12 +16,12 @@ _BLOCK = 1 << 20
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download to `path`, which is left alone where it is there; goes on from PATH.part, which a stopped download leaves.
+    """Download to `path`, unless it is there; goes on from PATH.part, which a stopped download leaves.
 
     Raises InputError where the server cannot be reached or stops in the middle, and, with the file deleted, for another MD5 sum.
     """
     if path.is_file():
-        return check_md5(path, md5)
+        return
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,6 @@ def test_an_archive_that_is_cut_is_refused(kind, root, tmp_path):
     assert_refused(archive, root, "damaged, cut, or no tar or zip archive")
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a cut or damaged header for the end of the archive")
 @pytest.mark.parametrize("more", [0, 100], ids=["between two members", "within a header"])
 def test_a_tar_that_is_cut_where_a_member_begins_is_refused_too(more, root, tmp_path):
     archive = pack(tmp_path / "a.tar", {"one": b"1" * 1024, "two": b"2" * 1024})
@@ -171,7 +170,6 @@ def test_a_tar_that_is_cut_where_a_member_begins_is_refused_too(more, root, tmp_
     assert_refused(archive, root, "damaged, cut, or no tar or zip archive")
 
 
-@pytest.mark.xfail(strict=True, reason="tarfile takes a cut or damaged header for the end of the archive")
 def test_a_tar_with_a_damaged_header_is_refused(root, tmp_path):
     archive = pack(tmp_path / "a.tar", {"one": b"1" * 1024, "two": b"2" * 1024})
     data = bytearray(archive.read_bytes())
@@ -180,10 +178,7 @@ def test_a_tar_with_a_damaged_header_is_refused(root, tmp_path):
     assert_refused(archive, root, "damaged, cut, or no tar or zip archive")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param("tar.gz", marks=pytest.mark.xfail(strict=True, reason="nobody reads to the end of the gzip, where its sum is")), "zip"],
-)
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
 def test_damaged_content_never_becomes_a_file(kind, root, tmp_path):
     archive = pack(tmp_path / f"a.{kind}", {"a/one.bin": RNG_BYTES})
     data = bytearray(archive.read_bytes())
@@ -218,7 +213,6 @@ def test_an_archive_of_something_else_is_refused(kind, root, tmp_path):
     assert_refused(pack(tmp_path / f"a.{kind}", CONTENT), root, "holds nothing of what belongs here", lambda name: False)
 
 
-@pytest.mark.xfail(strict=True, reason="a ValueError is not taken for damage")
 def test_a_tar_with_a_name_that_no_file_can_have_is_refused(root, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         info = member("good")
@@ -227,7 +221,6 @@ def test_a_tar_with_a_name_that_no_file_can_have_is_refused(root, tmp_path):
     assert_refused(tmp_path / "a.tar", root, ": ")
 
 
-@pytest.mark.xfail(strict=True, reason="a UnicodeDecodeError is not taken for damage")
 def test_a_zip_with_a_name_that_is_not_utf8_is_refused(root, tmp_path):
     packed = pack(tmp_path / "a.zip", {"é": b""}).read_bytes()
     (tmp_path / "a.zip").write_bytes(packed.replace("é".encode(), b"\xc3\x28"))  # no UTF-8
