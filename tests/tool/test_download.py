@@ -169,6 +169,7 @@ def test_no_server_is_one_line(server, path):
 
 
 def test_a_file_that_is_there_is_not_fetched_again(server, path):
+    path.parent.mkdir()
     path.write_bytes(CONTENT)
     os.utime(path, ns=(LONG_AGO, LONG_AGO))
     download.fetch(server.url, path, MD5)
@@ -177,6 +178,7 @@ def test_a_file_that_is_there_is_not_fetched_again(server, path):
 
 
 def test_another_file_than_the_official_one_is_refused(path):
+    path.parent.mkdir()
     path.write_bytes(CONTENT)
     download.check_md5(path, MD5)
     path.write_bytes(CONTENT[:-1])
