@@ -20,5 +20,6 @@ read_arguments "$@"
 for below in train2014 train.txt tags.csv masks; do
     [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; put COCO's zips or folders there and run python data/prepare_coco.py --root DIR"
 done
-announce "$(wc -l <"$DATASET_ROOT/train.txt")" 60 60
+announce "$(wc -l <"$DATASET_ROOT/train.txt")" 100 15
+source tool/environment.sh requirements.txt
 run_stages 1

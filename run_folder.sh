@@ -20,4 +20,6 @@ read_arguments "$@"
 for below in classes.txt tags.csv; do
     [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; python data/check_dataset.py DIR says what belongs there"
 done
-if [ -d "$DATASET_ROOT/masks" ]; then run_stages 1; else run_stages 0; fi
+source tool/environment.sh requirements.txt
+HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_dataset("folder", sys.argv[1]).entries(MASKED)'
+if "$PYTHON" -c "$HAS_MASKS" "$DATASET_ROOT" 2>/dev/null; then run_stages 1; else run_stages 0; fi

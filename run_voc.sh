@@ -30,4 +30,5 @@ takes archives that are already in DIR. Then give --dataset_root DIR.
 HELP
     exit 2
 fi
+source tool/environment.sh requirements.txt
 run_stages 1

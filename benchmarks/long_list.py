@@ -49,7 +49,8 @@ def draw(root: Path, pictures: int) -> None:
         os.symlink(root / "picture.jpg", root / f"train2014/{name}.jpg")
     (root / "train.txt").write_text("".join(f"{name}\n" for name in names))
     rng = np.random.default_rng(0)
-    tables.write_tags(root / "tags.csv", ((name, rng.choice(CLASSES, rng.integers(1, 6), replace=False)) for name in names))
+    rows = ((name, rng.choice(CLASSES, rng.integers(1, 6), replace=False)) for name in names)
+    (root / "tags.csv").write_text(tables.format_tags(rows))
 
 
 class Reading(TorchDataset):

@@ -84,6 +84,7 @@ def notes_on(dataset: Dataset, labels: dict[str, np.ndarray], looks: list[Look])
     training = dataset.spec.train_list
     yield from some(f"pictures not among the {training} ones, and left out", sorted(pictures.keys() - labels.keys()))
     yield from some(f"masks of none of the {training} pictures", sorted(masks.keys() - labels.keys()))
+    yield from some("files of a type that is not read", tables.find_others(dataset.root, dataset.spec.pictures + dataset.spec.masks))
     same = collections.defaultdict(list)
     for look in sorted(looks):
         same[look.content].append(look.name)

@@ -29,7 +29,7 @@ from PIL import Image
 
 from errors import InputError
 
-from .tables import write_tags
+from .tables import format_tags
 
 FORMAT = 1  # raise it when the same settings give other pictures
 SUPERSAMPLE = 3  # odd, so that one sample sits on the centre of each pixel: that one decides the mask
@@ -269,7 +269,7 @@ def write_files(folder: Path, settings: dict[str, int]) -> None:
         palette_image.save(folder / "masks" / f"{name}.png")
         rows.append((name, [KINDS[value - 1].name for value in np.unique(mask) if value]))
     (folder / "classes.txt").write_text("".join(f"{kind.name}\n" for kind in KINDS), encoding="utf-8")
-    write_tags(folder / "tags.csv", rows)
+    (folder / "tags.csv").write_text(format_tags(rows), encoding="utf-8", newline="")
     (folder / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ are unpacked; without val2014 only the training half is prepared. Writes
 and prints a table of what there should be and what there is. Run again, it does only what is missing.
 
 Where instances overlap, the smaller one lies on top, as small things mostly stand before large ones. Crowd regions count as their class:
-they are tags too, and lie below all instances. No pixel is 255.
+they are tags too, and lie below all instances. Polygons of less than three points show nothing. No pixel is 255.
 """
 
 import argparse
@@ -38,7 +38,8 @@ from data import images, tables
 from data.entries import PackedStrings
 from data.registry import COCO
 from errors import InputError
-from tool import archive, files, inventory, label_file, outputs, stage
+from tool import archive, inventory, label_file, outputs, stage
+from tool.ledger import Ledger, place
 
 
 class Split(NamedTuple):
@@ -53,6 +54,7 @@ class Split(NamedTuple):
 SPLITS = (Split("train", "train2014", 82_783, 82_081), Split("val", "val2014", 40_504, 40_137))
 ANNOTATIONS = "annotations/instances_{}.json"
 ANNOTATIONS_ZIP = "annotations_trainval2014.zip"
+MASKS = "masks"
 CLASSES = tables.read_classes(COCO.classes)
 FARTHEST = 10_000  # pixels that a polygon's point may lie from the corner
 
@@ -87,8 +89,6 @@ def read_instances(path: Path) -> CocoApi:
             api.dataset = json.load(file)
             api.createIndex()
         categories = tuple(api.cats[number]["name"] for number in sorted(api.cats))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; unpack {ANNOTATIONS_ZIP} into the root") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable instance annotation ({error!r}); unpack {ANNOTATIONS_ZIP} again") from None
     if categories != CLASSES[1:]:
@@ -135,12 +135,11 @@ def draw_mask(size: tuple[int, int], instances: list[list[Any]]) -> np.ndarray:
 
 def encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """A segmentation as pycocotools' compressed run-length code; its C code takes anything, so that it is checked here."""
-    if isinstance(segmentation, list) and segmentation:
+    if isinstance(segmentation, list):
         for polygon in segmentation:
-            is_polygon = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            if not is_polygon or not all(abs(value) <= FARTHEST for value in polygon):
+            if not isinstance(polygon, list) or len(polygon) % 2 or not all(abs(value) <= FARTHEST for value in polygon):
                 raise ValueError("a polygon is no list of x, y, x, y, ...")
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        return coco_mask.merge(coco_mask.frPyObjects([polygon for polygon in segmentation if len(polygon) >= 6] or [[0] * 6], *size))
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     is_code = isinstance(counts, list) and segmentation.get("size") == list(size)
     if not is_code or not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != math.prod(size):
@@ -148,13 +147,13 @@ def encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return coco_mask.frPyObjects(segmentation, *size)
 
 
-def make_mask(job: str, root: Path) -> str | None:
+def make_mask(job: str, root: Path, is_own: bool) -> str | None:
     """Write the mask of one picture (see Picture.job); returns what is wrong with it, or None."""
     path, size, instances = json.loads(job)
     try:
         if images.picture_size(Path(path)) != tuple(size):
             return f"{path}: is not as large as its annotation says, {size[1]}x{size[0]}; get the picture again"
-        label_file.save(mask_path(root, Path(path).stem), draw_mask(tuple(size), instances))
+        return place(mask_path(root, Path(path).stem), draw_mask(tuple(size), instances), is_own)
     except (ValueError, TypeError) as error:
         return f"{path}: its annotation cannot be drawn ({error})"
     except InputError as error:
@@ -162,34 +161,35 @@ def make_mask(job: str, root: Path) -> str | None:
 
 
 def mask_path(root: Path, name: str) -> Path:
-    return label_file.path_of(root / "masks", name)
+    return label_file.path_of(root / MASKS, name)
 
 
 def prepare_split(
-    root: Path, split: Split, num_workers: int, problems: list[str]
-) -> tuple[list[tuple[str, set[str]]], list[tuple[str, int, int]]]:
-    """Write the masks and the list of one half; returns (name, tags) of its pictures, and the table's rows."""
+    root: Path, split: Split, num_workers: int, ledger: Ledger, problems: list[str]
+) -> tuple[dict[str, set[str]], list[tuple[str, int, int]]]:
+    """Write the masks of one half and the list of its pictures that have one; returns these with their tags, and the table's rows."""
     source = root / ANNOTATIONS.format(split.folder)
     print(f"reading {source}", flush=True)
-    api = read_instances(source)
-    annotated, tags, jobs = len(api.imgs), [], []
+    api, is_own = read_instances(source), ledger.owns(MASKS)
+    annotated, tags, jobs = len(api.imgs), {}, []
     for picture in pictures_of(api, root, split, problems):
-        tags.append((picture.name, picture.tags))
-        if not label_file.is_made(mask_path(root, picture.name), source):
+        tags[picture.name] = picture.tags
+        if not is_own or not label_file.is_made(mask_path(root, picture.name), source):
             jobs.append(picture.job)
     del api  # gigabytes, which the worker processes need not see
-    jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root)
+    if is_own:
+        ledger.adopt(MASKS)
+    jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root, is_own=is_own)
     for problem in tqdm(outputs.in_parallel(work, jobs, num_workers), desc=f"{split.list_name} masks", unit="picture"):
         problems += [problem] * bool(problem)
-    with files.atomic_write(root / COCO.list_file.format(split.list_name)) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name, _ in tags))
-    made = sum(label_file.is_whole(mask_path(root, name)) for name, _ in tags)
+    listed = {name: found for name, found in tags.items() if label_file.is_whole(mask_path(root, name))}
+    ledger.write(COCO.list_file.format(split.list_name), "".join(f"{name}\n" for name in listed))
     rows = [
         (f"{split.folder}, annotated", split.pictures, annotated),
-        (f"{split.list_name}.txt, with an instance", split.with_instance, len(tags)),
-        (f"{split.list_name}.txt, with a mask", split.with_instance, made),
+        (f"{split.folder}, with an instance", split.with_instance, len(tags)),
+        (f"{split.list_name}.txt, with a mask", split.with_instance, len(listed)),
     ]
-    return tags, rows
+    return listed, rows
 
 
 def prepare(root: Path, num_workers: int) -> None:
@@ -199,15 +199,17 @@ def prepare(root: Path, num_workers: int) -> None:
     unpack(root)
     if not (root / SPLITS[0].folder).is_dir():
         raise InputError(f"{root}: holds neither train2014/ nor train2014.zip; {COCO.advice}")
-    tags, rows, problems = [], [], []
-    for split in SPLITS:
-        if (root / split.folder).is_dir():
-            more_tags, more_rows = prepare_split(root, split, num_workers, problems)
-            tags, rows = tags + more_tags, rows + more_rows
-        else:
-            print(f"{root / split.folder} is not there: {split.list_name}.txt is not made")
-    with files.atomic_write(root / COCO.tags) as temporary:
-        tables.write_tags(temporary, ((name, sorted(found, key=CLASSES.index)) for name, found in tags))
+    splits = [split for split in SPLITS if (root / split.folder).is_dir()]
+    missing = next((path for path in (root / ANNOTATIONS.format(split.folder) for split in splits) if not path.is_file()), None)
+    if missing:
+        raise InputError(f"{missing}: there is no such file; unpack {ANNOTATIONS_ZIP} into the root")
+    ledger, tags, rows, problems = Ledger(root), {}, [], []
+    for split in splits:
+        more_tags, more_rows = prepare_split(root, split, num_workers, ledger, problems)
+        tags, rows = tags | more_tags, rows + more_rows
+    ledger.write(COCO.tags, tables.format_tags((name, sorted(found, key=CLASSES.index)) for name, found in tags.items()))
+    for split in set(SPLITS).difference(splits):
+        print(f"{root / split.folder} is not there: {split.list_name}.txt is not made")
     is_whole = inventory.print_counts(rows)
     inventory.print_list("problems", problems)
     if problems or not is_whole:

@@ -14,12 +14,9 @@ VOC's own lists instead; pictures, tags and the official lists are all that the 
 
 import argparse
 import functools
-import os
 import re
-import shutil
 import sys
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +32,20 @@ from tqdm import tqdm
 
 from data import images, tables
 from data.entries import PackedStrings
-from data.registry import VOC, Dataset, open_dataset
+from data.registry import VOC, Dataset, find_root, open_dataset
 from errors import InputError
-from tool import archive, download, files, inventory, label_file, outputs, stage
+from tool import archive, download, inventory, label_file, outputs, stage
+from tool.ledger import Ledger, place
 
-COUNTS = {"JPEGImages": 17_125, "Annotations": 17_125, "SegmentationClass": 2_913}  # files
+COUNTS = {"JPEGImages/{}.jpg": 17_125, "Annotations/{}.xml": 17_125, "SegmentationClass/{}.png": 2_913}  # files in the archive
 TRAIN, VAL, TRAIN_AUG = 1_464, 1_449, 10_582  # names on a list
 SBD_MASKS = 11_355
 BELOW = "VOCdevkit/VOC2012"
-LISTS = "ImageSets/Segmentation"
+MASKS, TRAIN_AUG_LIST = "SegmentationClassAug", VOC.list_file.format("train_aug")
+WITHOUT_SBD = """
+without SBD, train_aug.txt holds {:,} pictures instead of {:,}. Unless it was there before, they are those of VOC's own lists
+Segmentation/train and Main/trainval (pictures with boxes, so with tags) that are not on val. The published list has SBD's
+pictures in place of Main's, so results will differ from the published ones. {:,} of the pictures have a mask"""
 
 
 class Source(NamedTuple):
@@ -87,14 +89,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def unpack_voc(args: argparse.Namespace) -> None:
-    """Unpack every archive of VOC that is given, lies in the root or can be downloaded."""
-    official = args.root / VOC_SOURCE.file
-    below = next((args.root / below for below in VOC.roots if (args.root / below / VOC.marker).is_dir()), args.root / BELOW)
-    if args.download and not args.archive and any(count_files(below / name) < count for name, count in COUNTS.items()):
+    """Unpack VOC from the archives that are given; else, where it is not complete, from the one in the root, downloaded if need be."""
+    here = find_root(VOC, args.root) or args.root / BELOW
+    archives, official = args.archive, args.root / VOC_SOURCE.file
+    if not archives and any(count_files(here, pattern) < count for pattern, count in COUNTS.items()):
+        archives = [official] * (official.is_file() or args.download)
+    if archives and here != args.root / BELOW:
+        raise InputError(f"{here}: VOC is here already, but archives are unpacked to {BELOW} below --root; choose another --root")
+    if official in archives and args.download:
         download.fetch(VOC_SOURCE.url, official, VOC_SOURCE.md5)
-    archives = args.archive or [official] * official.is_file()
-    if archives and below != args.root / BELOW:
-        raise InputError(f"{below}: VOC is here, but archives are unpacked to {BELOW} below --root; give the folder above VOCdevkit")
     for path in archives:
         if args.checksum:
             download.check_md5(path, VOC_SOURCE.md5)
@@ -104,9 +107,10 @@ def unpack_voc(args: argparse.Namespace) -> None:
 def find_sbd(args: argparse.Namespace) -> Path | None:
     """SBD's folder with cls/, train.txt and val.txt, unpacked if need be; None where there is no SBD."""
     official, unpacked = args.root / SBD_SOURCE.file, args.root / "benchmark_RELEASE"
-    if args.download and not args.sbd and count_files(unpacked / "dataset/cls") < SBD_MASKS:
+    is_complete = count_files(unpacked, "dataset/cls/{}.mat") >= SBD_MASKS
+    if args.download and not args.sbd and not is_complete:
         download.fetch(SBD_SOURCE.url, official, SBD_SOURCE.md5)
-    given = args.sbd or next((path for path in (official, unpacked) if path.exists()), None)
+    given = args.sbd or next((path for path in (official, unpacked) if path.exists() and not (is_complete and path == official)), None)
     if given is None:
         return None
     if not given.is_dir():
@@ -121,13 +125,13 @@ def find_sbd(args: argparse.Namespace) -> Path | None:
     return folder
 
 
-def count_files(folder: Path) -> int:
-    return len(os.listdir(folder)) if folder.is_dir() else 0
+def count_files(root: Path, pattern: str) -> int:
+    return len(tables.find_files(root, [pattern]))
 
 
-def write_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path | None, problems: list[str]) -> set[str]:
+def list_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path | None, ledger: Ledger, problems: list[str]) -> set[str]:
     """Write train_aug.txt, unless it holds these very names already; returns them. Without SBD, a list that is there stays."""
-    path, main = dataset.root / LISTS / "train_aug.txt", dataset.root / "ImageSets/Main/trainval.txt"
+    path, main = dataset.root / TRAIN_AUG_LIST, dataset.root / "ImageSets/Main/trainval.txt"
     found = []
     before = names_on(dataset, path, found) if path.is_file() and path.stat().st_size else set()
     if sbd is None and before:
@@ -136,8 +140,7 @@ def write_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path 
     others = [sbd / "train.txt", sbd / "val.txt"] if sbd else [main] * main.is_file()
     names = train.union(*(names_on(dataset, one, problems) for one in others)) - val
     if names != before:
-        with files.atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in sorted(names)))
+        ledger.write(TRAIN_AUG_LIST, "".join(f"{name}\n" for name in sorted(names)))
     return names
 
 
@@ -145,24 +148,39 @@ def names_on(dataset: Dataset, path: Path, problems: list[str]) -> set[str]:
     return set(dataset.entries(str(path), problems.append).names())
 
 
-def mask_path(root: Path, name: str) -> Path:
-    return label_file.path_of(root / "SegmentationClassAug", name)
+def list_tags(dataset: Dataset, ledger: Ledger, problems: list[str]) -> set[str]:
+    """Write the tag table from all annotations; returns the names that have a tag. Without annotations, a table that is there stays."""
+    annotations = tables.find_files(dataset.root, [VOC.annotation])
+    if not annotations and (dataset.root / VOC.tags).is_file():
+        table = dataset.tag_table(problems.append)
+        return {name for name, row in table.row.items() if table.labels[row].any()}
+    rows = []
+    for name, path in tqdm(annotations.items(), desc="tags", unit="picture"):
+        try:
+            label = tables.label_of(tables.read_annotation(Path(path)), dataset.class_names, path, problems.append)
+            rows.append((name, [dataset.class_names[1:][i] for i in np.flatnonzero(label)]))
+        except InputError as error:
+            problems.append(str(error))
+    ledger.write(VOC.tags, tables.format_tags(rows))
+    return {name for name, tags in rows if tags}
 
 
-def make_mask(name: str, dataset: Dataset, sbd: Path | None) -> str | None:
+def make_mask(name: str, dataset: Dataset, sbd: Path | None, is_own: bool) -> str | None:
     """Write a picture's mask from VOC's own or from SBD's; returns what is wrong with it, or None."""
     root = dataset.root
-    own, theirs, target = root / f"SegmentationClass/{name}.png", sbd and sbd / f"cls/{name}.mat", mask_path(root, name)
+    own, theirs = root / f"SegmentationClass/{name}.png", sbd and sbd / f"cls/{name}.mat"
     try:
         size = images.picture_size(root / VOC.pictures[0].format(name))
         if own.is_file():
-            images.read_mask(own, dataset.num_classes, size)
-            with files.atomic_write(target) as temporary:
-                shutil.copyfile(own, temporary)
-        elif theirs and theirs.is_file():
-            label_file.save(target, read_sbd_mask(theirs, dataset.num_classes, size))
+            return place(mask_path(root, name), images.read_mask(own, dataset.num_classes, size), is_own)
+        if theirs and theirs.is_file():
+            return place(mask_path(root, name), read_sbd_mask(theirs, dataset.num_classes, size), is_own)
     except InputError as error:
         return str(error)
+
+
+def mask_path(root: Path, name: str) -> Path:
+    return label_file.path_of(root / MASKS, name)
 
 
 def read_sbd_mask(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
@@ -180,63 +198,42 @@ def read_sbd_mask(path: Path, num_classes: int, size: tuple[int, int]) -> np.nda
     return mask.astype(np.uint8)
 
 
-def write_tags(dataset: Dataset, problems: list[str]) -> set[str]:
-    """Write the tag table from all annotations; returns the names in it."""
-    rows = []
-    for name, path in tqdm(tables.find_files(dataset.root, [VOC.annotation]).items(), desc="tags", unit="picture"):
-        try:
-            tags = tables.read_annotation(Path(path))
-            label = tables.label_of(tags, dataset.class_names, path, problems.append)
-            rows.append((name, [dataset.class_names[1:][i] for i in np.flatnonzero(label)]))
-        except InputError as error:
-            problems.append(str(error))
-    with files.atomic_write(dataset.root / VOC.tags) as temporary:
-        tables.write_tags(temporary, rows)
-    return {name for name, tags in rows if tags}
-
-
 def prepare(args: argparse.Namespace) -> None:
     for path in [*args.archive, *([args.sbd] if args.sbd else [])]:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder; correct the path")
     unpack_voc(args)
     sbd, dataset, problems = find_sbd(args), open_dataset("voc", args.root), []
-    official = [dataset.root / LISTS / f"{name}.txt" for name in ("train", "val")]
+    official = [dataset.root / VOC.list_file.format(name) for name in ("train", "val")]
     for path in official:
         if not path.is_file():
             raise InputError(f"{path}: is missing; give --archive the one that holds it, {VOC_SOURCE.file}")
     train, val = (names_on(dataset, path, problems) for path in official)
-    train_aug = write_train_aug(dataset, train, val, sbd, problems)
-    names = train_aug | val
-    todo = PackedStrings(name for name in sorted(names) if not label_file.is_whole(mask_path(dataset.root, name)))
-    work = functools.partial(make_mask, dataset=dataset, sbd=sbd)
+    ledger = Ledger(dataset.root)
+    train_aug = list_train_aug(dataset, train, val, sbd, ledger, problems)
+    tagged = list_tags(dataset, ledger, problems)
+
+    names, is_own = sorted(train_aug | val), ledger.owns(MASKS)
+    if is_own:
+        ledger.adopt(MASKS)
+    todo = PackedStrings(name for name in names if not (is_own and label_file.is_whole(mask_path(dataset.root, name))))
+    work = functools.partial(make_mask, dataset=dataset, sbd=sbd, is_own=is_own)
     for problem in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="masks", unit="picture"):
         problems += [problem] * bool(problem)
-    tagged = write_tags(dataset, problems)
+    masks = sum(label_file.is_whole(mask_path(dataset.root, name)) for name in names)
 
-    rows = [(f"{name}/", expected, count_files(dataset.root / name)) for name, expected in COUNTS.items()]
+    rows = [(pattern.format("*"), expected, count_files(dataset.root, pattern)) for pattern, expected in COUNTS.items()]
     rows += [("train.txt, pictures", TRAIN, len(train)), ("val.txt, pictures", VAL, len(val))]
-    both, masks = TRAIN_AUG + VAL, sum(label_file.is_whole(mask_path(dataset.root, name)) for name in names)
-    of_sbd = [("train_aug.txt, pictures", TRAIN_AUG, len(train_aug)), ("train_aug and val, with a mask", both, masks)]
-    of_sbd += [("train_aug and val, with tags", both, len(names & tagged))]
-    tell(dataset, rows, of_sbd, sbd, problems)
-
-
-def tell(
-    dataset: Dataset, rows: Sequence[tuple[str, int, int]], of_sbd: Sequence[tuple[str, int, int]], sbd: Path | None, problems: list[str]
-) -> None:
-    """Print the counts and the problems. Raises InputError where anything is missing that SBD's absence does not explain."""
+    of_sbd = [
+        ("train_aug.txt, pictures", TRAIN_AUG, len(train_aug)),
+        ("train_aug and val, with a mask", TRAIN_AUG + VAL, masks),
+        ("train_aug and val, with tags", TRAIN_AUG + VAL, len(tagged.intersection(names))),
+    ]
     is_whole = inventory.print_counts([*rows, *of_sbd])
     if sbd is None:
-        is_whole = all(expected == found for _, expected, found in rows)
-        (_, expected, pictures), (_, _, masks), _ = of_sbd
-        if pictures != expected:
-            print(
-                f"\nwithout SBD, train_aug.txt holds {pictures:,} pictures instead of {expected:,}. Unless it was there before, they "
-                "are those of VOC's own lists Segmentation/train and Main/trainval (pictures with boxes, so with tags) that are not on val."
-                "\nThe published list has "
-                f"SBD's pictures in place of Main's, so results will differ from the published ones. {masks:,} of the pictures have a mask"
-            )
+        is_whole = all(expected <= found for _, expected, found in rows)
+        if len(train_aug) != TRAIN_AUG:
+            print(WITHOUT_SBD.format(len(train_aug), TRAIN_AUG, masks))
     inventory.print_list("problems", problems)
     if problems or not is_whole:
         raise InputError(

@@ -83,11 +83,16 @@ DATASETS = {spec.name: spec for spec in (VOC, COCO, FOLDER)}
 def open_dataset(name: str, root: str | Path) -> "Dataset":
     """The dataset of a kind (a key of DATASETS) at a root. Raises InputError where the root does not hold it."""
     spec, root = DATASETS[name], Path(root)
-    below = next((root / folder for folder in spec.roots if os.path.exists(root / folder / spec.marker)), None)
+    below = find_root(spec, root)
     if below is None:
         elsewhere = f", nor in {' or '.join(spec.roots[1:])} below it" if spec.roots[1:] else ""
         raise InputError(f"{root}: there is no {spec.marker} here{elsewhere}, so this is no '{name}' dataset; {spec.advice}")
     return Dataset(spec, below, tables.read_classes(below / spec.classes))
+
+
+def find_root(spec: DatasetSpec, root: Path) -> Path | None:
+    """Where a dataset lies at or below a folder; None where there is none."""
+    return next((root / folder for folder in spec.roots if os.path.exists(root / folder / spec.marker)), None)
 
 
 @dataclass(frozen=True)
@@ -208,5 +213,6 @@ class Dataset:
             )
             is_there = name in pictures
         if not is_there:
-            return complain(f"{where}: there is no picture {picture}; correct the list or the dataset root")
+            types = f" ({', '.join(tables.PICTURE_TYPES)})" if picture.endswith(".*") else ""
+            return complain(f"{where}: there is no picture {picture.removesuffix('.*')}{types}; correct the list or the dataset root")
         return name, picture, mask

@@ -1,6 +1,7 @@
 """The text files of every dataset, each with one reader: class names, lists of pictures, the tag table, VOC's annotations."""
 
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -61,7 +62,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice:
         raise InputError(f"{path}: class '{twice}' stands twice; keep one of the lines")
-    if not 1 <= len(names) <= MOST_CLASSES or "background" in names or any(";" in name for name in names):
+    if not 1 <= len(names) <= MOST_CLASSES or any(name.lower() == "background" or ";" in name for name in names):
         raise InputError(f"{path}: write 1 to {MOST_CLASSES} class names, one a line, without 'background' and semicolons")
     return ("background", *names)
 
@@ -91,7 +92,9 @@ def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = ref
                 if not fields or (not row and fields[0].lower() == "name"):
                     continue
                 name, text = plain_name(fields[0]), ",".join(fields)
-                if not name or len(fields) > 2 or "/" in name or leaves_folder(name) or _CONTROL.search(text):
+                if len(fields) == 1 and ";" in name:
+                    complain(f"{where}: its columns are separated by semicolons; save the table with commas between name and classes")
+                elif not name or len(fields) > 2 or "/" in name or leaves_folder(name) or _CONTROL.search(text):
                     complain(f"{where}: expected name,class;class, not '{_CONTROL.sub(' ', text)}'; correct it")
                 elif name in row:
                     complain(f"{where}: {name} stands twice; keep one of the lines, and give pictures different names")
@@ -105,10 +108,11 @@ def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = ref
     return TagTable(row, line, np.array(labels, np.uint8).reshape(len(labels), len(class_names) - 1))
 
 
-def write_tags(path: Path, rows: Iterable[tuple[str, Iterable[str]]]) -> None:
-    """Write a tag table from (name, tags) a picture."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("name", "classes"), *((name, ";".join(tags)) for name, tags in rows)])
+def format_tags(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """The text of a tag table, from (name, tags) a picture."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("name", "classes"), *((name, ";".join(tags)) for name, tags in rows)])
+    return text.getvalue()
 
 
 def label_of(tags: set[str], class_names: tuple[str, ...], where: str, complain: Complain = refuse) -> np.ndarray:
@@ -133,7 +137,8 @@ def read_annotation(path: Path) -> set[str]:
 def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse) -> dict[str, str]:
     """All files of some patterns, by picture name; a folder is listed once, instead of asking for one file after the other.
 
-    patterns: FOLDER/{}.ending, where .* stands for every type of picture; earlier ones win. Complains of two files of one name.
+    patterns: FOLDER/{}.ending in small or capital letters, where .* stands for every type of picture; earlier ones win. Hidden files do not
+    count. Complains of two files of one name.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
@@ -141,7 +146,7 @@ def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse)
         wanted, here = wanted.removeprefix("{}"), {}
         for file in _files_in(folder):
             stem, ending = os.path.splitext(file)
-            if ending == wanted or (wanted == ".*" and ending.lower() in PICTURE_TYPES):
+            if ending.lower() in endings_of(wanted):
                 name = composed(stem)
                 if name in here:
                     complain(f"{folder}: {here[name]} and {file} have one name; rename one of them")
@@ -150,11 +155,27 @@ def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse)
     return found
 
 
+def find_others(root: Path, patterns: Iterable[str]) -> list[str]:
+    """The files that lie where `find_files` looks and are of no type that it reads; not in the root, which holds other things."""
+    found = []
+    for pattern in patterns:
+        folder, wanted = os.path.split(root / pattern)
+        if Path(folder) != root:
+            files = [file for file in _files_in(folder) if os.path.splitext(file)[1].lower() not in endings_of(wanted.removeprefix("{}"))]
+            found += [os.path.join(os.path.basename(folder), file) for file in files]
+    return found
+
+
+def endings_of(wanted: str) -> tuple[str, ...]:
+    """The endings of file names that a pattern's ending stands for."""
+    return PICTURE_TYPES if wanted == ".*" else (wanted,)
+
+
 def _files_in(folder: str) -> Iterator[str]:
-    """The names of the files in a folder, in order; none where there is no such folder."""
+    """The names of the files in a folder, in order and without hidden ones; none where there is no such folder."""
     try:
         with os.scandir(folder) as found:
-            return iter(sorted(one.name for one in found if one.is_file()))
+            return iter(sorted(one.name for one in found if not one.name.startswith(".") and one.is_file()))
     except (FileNotFoundError, NotADirectoryError):
         return iter(())
     except OSError as error:

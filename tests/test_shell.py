@@ -46,6 +46,8 @@ def chain(tmp_path: Path) -> Path:
     for file in (*CHAINS, "run_demo.sh", "requirements.txt", "tool/environment.sh", "tool/chain.sh"):
         (tmp_path / "copy" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, tmp_path / "copy" / file)
+    shutil.copytree(REPOSITORY / "data", tmp_path / "copy/data", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "errors.py", tmp_path / "copy")
     for stage in STAGES:
         (tmp_path / "copy" / f"{stage}.py").write_text(STUB)
     return tmp_path / "copy"
@@ -56,7 +58,9 @@ def data_for(script: str, root: Path) -> Path:
     for below in (*NEEDED[script], "masks"):
         path = root / below
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("a\n") if path.suffix else path.mkdir(exist_ok=True)
+        path.write_text("a,a\n" if path.suffix == ".csv" else "a\n") if path.suffix else path.mkdir(exist_ok=True)
+    (root / "a.jpg").touch()
+    (root / "masks/a.png").touch()
     return root
 
 
@@ -149,7 +153,7 @@ def test_a_chain_names_the_argument_that_it_does_not_take(start, script, chain, 
 @pytest.mark.parametrize(("script", "below"), [(script, below) for script in ("run_coco.sh", "run_folder.sh") for below in NEEDED[script]])
 def test_missing_data_is_named_in_one_line_with_what_to_do(start, script, below, chain, tmp_path):
     path = tmp_path / "the data" / below
-    path.unlink() if path.is_file() else path.rmdir()
+    path.unlink() if path.is_file() else shutil.rmtree(path)
     line = refusal(start(), script)
     assert f"no {below} in {tmp_path / 'the data'}; " in line and "python data/" in line
     assert not (chain / "calls.txt").exists() and not (tmp_path / "a run").exists()
@@ -185,9 +189,14 @@ def test_every_chain_starts_its_stages_on_its_dataset(start, script, chain, tmp_
     assert calls(chain) == [[stage, *common, *more.get(stage, [])] for stage in (STAGES if chosen == "irn" else WITHOUT_IRN)]
 
 
-def test_without_masks_a_folder_is_not_evaluated(chain, tmp_path):
+@pytest.mark.parametrize("left", [None, (), ("b.png", "a.bmp")], ids=["no folder", "an empty folder", "none that is used"])
+def test_without_masks_a_folder_is_not_evaluated(chain, tmp_path, left):
     root = data_for("run_folder.sh", tmp_path / "mine")
-    (root / "masks").rmdir()
+    shutil.rmtree(root / "masks")
+    if left is not None:
+        (root / "masks").mkdir()
+        for name in left:
+            (root / "masks" / name).touch()
     assert bash(tmp_path, "copy/run_folder.sh", "--dataset_root", "mine", "--run_dir", "run").returncode == 0
     assert [call[0] for call in calls(chain)] == ["train_resnet50_SIPE", "make_cam", "make_seg_labels"]
     assert {tuple(call[3:7]) for call in calls(chain)} == {("--dataset_root", str(root), "--run_dir", str(tmp_path / "run"))}
@@ -247,8 +256,8 @@ def test_coco_says_what_it_will_take_before_it_starts(chain, tmp_path):
     assert done.returncode == 0
     pictures, disk, time, *stages = done.stdout.splitlines()
     assert pictures.startswith("82081 pictures.") and "(25650 steps)" in pictures and pictures.endswith("by crf")
-    assert disk.startswith(f"disk: 5 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
-    assert time.startswith("time: 1368 hours on 2 CPU cores")
+    assert disk.startswith(f"disk: 9 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
+    assert time.startswith("time: 342 hours on 2 CPU cores")
     assert stages == [f"== {stage}.py" for stage in WITHOUT_IRN]
 
 

@@ -1,5 +1,6 @@
 """Unpack archives that somebody else made, without trusting them."""
 
+import lzma
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from errors import InputError
 
 from .files import atomic_write
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 
 def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
@@ -30,7 +31,7 @@ def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
     try:
         with _open(path) as (sizes, read):
             for name in sizes:
-                if not (root / name).resolve().is_relative_to(root.resolve()):
+                if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
                     raise InputError(f"{path}: its member {name} would lie outside of {root}; get the archive from its source")
             todo = {name: size for name, size in sizes.items() if wanted(name)}
             if not todo:

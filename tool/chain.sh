@@ -33,7 +33,7 @@ read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS an
             --refine) REFINE=$(value "$@") ;;
             --with)
                 [ $# -gt 2 ] || complain "--with takes a stage and its flags in quotes"
-                [[ " $STAGES " == *" $2 "* ]] || complain "--with $2: no such stage; there are $STAGES"
+                [[ $2 != *" "* && " $STAGES " == *" $2 "* ]] || complain "--with $2: no such stage; there are $STAGES"
                 flags=FLAGS_$2
                 printf -v "$flags" %s "${!flags-} $3"
                 shift
@@ -61,16 +61,15 @@ launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with
     fi
 }
 
-announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings cost, from what a picture takes
+announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings cost with the CRF, from what a picture takes on 2 CPU cores
     local gigabytes=$(($1 * $2 / 1000000)) hours=$(($1 * $3 / 3600)) folder=$RUN_DIR
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     echo "$1 pictures. Published settings: 5 epochs of batches of 16, crops of 512 ($(($1 / 16 * 5)) steps), maps at 4 scales, labels by $REFINE"
     echo "disk: $((gigabytes + 1)) GB in $RUN_DIR ($2 KB a picture, and checkpoints), where $(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1e6)}') GB are free"
-    echo "time: $hours hours on 2 CPU cores ($3 s a picture, all stages); not measured on a GPU: the bars tell after a minute"
+    echo "time: $hours hours on 2 CPU cores ($3 s a picture, all stages with the dense CRF); not measured on a GPU: the bars tell after a minute"
 }
 
 run_stages() {  # run_stages EVALUATE: all stages; the evaluations only where EVALUATE is 1, as they need masks
-    source tool/environment.sh requirements.txt
     local data=(--dataset "$DATASET" --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR") labelling=1
     launch "$GPUS" train_resnet50_SIPE.py "${data[@]}"
     launch "$GPUS" make_cam.py "${data[@]}"

@@ -167,7 +167,7 @@ class TestDrawn:
         monkeypatch.setattr(prepare_coco, "SPLITS", (SPLITS[0]._replace(pictures=6), SPLITS[1]._replace(with_instance=0)))
         printed = prepare_in_part(drawn, capsys)
         assert "2 missing" in printed
-        assert printed.count("1 too many") == 2
+        assert printed.count("1 more") == 2
         assert files_below(drawn) >= {"train.txt", "val.txt", "tags.csv", *(f"masks/{name}.png" for name in DRAWN)}
 
     def test_worker_processes_write_the_same_files(self, drawn, tmp_path):
@@ -179,7 +179,8 @@ class TestDrawn:
     def test_nothing_temporary_is_left(self, drawn):
         before = files_below(drawn)
         prepare(drawn)
-        assert files_below(drawn) - before == {"train.txt", "val.txt", "tags.csv", *(f"masks/{name}.png" for name in DRAWN)}
+        lists = {"train.txt", "val.txt", "tags.csv", "prepared.json"}
+        assert files_below(drawn) - before == lists | {f"masks/{name}.png" for name in DRAWN}
 
     def test_without_the_validation_half_the_training_half_is_prepared(self, drawn):
         shutil.rmtree(drawn / "val2014")
@@ -302,15 +303,13 @@ HUGE = 10**400
 SEGMENTATIONS = {
     "five numbers": [[0, 0, 4, 0, 4]],
     "seven numbers": [[0, 0, 4, 0, 4, 4, 0]],
-    "four numbers": [[0, 0, 4, 4]],
     "not a number": [[0, 0, float("nan"), 0, 4, 4]],
     "infinite": [[0, 0, float("inf"), 0, 4, 4]],
     "far away": [[0, 0, 1e9, 0, 4, 4]],
     "too large for a float": [[0, 0, HUGE, 0, 4, 4]],
     "words": [["a", "b", "c", "d", "e", "f"]],
     "flat": [0, 0, 4, 0, 4, 4],
-    "second polygon short": [[0, 0, 4, 0, 4, 4], [1, 2]],
-    "empty": [],
+    "second polygon odd": [[0, 0, 4, 0, 4, 4], [1, 2, 3]],
     "null": None,
     "text": "abc",
     "sum too small": {"size": [HEIGHT, WIDTH], "counts": [48, 16]},
@@ -331,6 +330,44 @@ def test_a_segmentation_that_cannot_be_drawn_is_told_and_the_rest_is_prepared(dr
     assert "problems (1)" in printed
     assert f"{drawn / 'train2014/t_1.jpg'}: its annotation cannot be drawn" in printed
     assert {path.stem for path in (drawn / "masks").iterdir()} == DRAWN.keys() - {"t_1"}
+    assert (drawn / "train.txt").read_text().split() == ["t_2", "t_3"]
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 4, 4]]], ids=str)
+def test_an_instance_without_area_shows_nothing_and_is_a_tag_all_the_same(drawn, segmentation):
+    change(drawn, lambda content: content["annotations"][0].update(segmentation=segmentation))
+    prepare(drawn)
+    dog = CLASSES.index("dog") + 1
+    assert dog in worked("t_1") and dog not in read(drawn, "t_1")
+    dataset = open_dataset("coco", drawn)
+    entries = dataset.entries("train")
+    assert dataset.labels(entries)[list(entries.names()).index("t_1"), dog - 1] == 1
+
+
+def test_a_short_polygon_beside_a_good_one_changes_nothing(drawn):
+    change(drawn, lambda content: content["annotations"][0]["segmentation"].append([3, 3, 4, 4]))
+    prepare(drawn)
+    assert np.array_equal(read(drawn, "t_1"), worked("t_1"))
+
+
+class TestSomebodyElsesFiles:
+    @pytest.mark.parametrize("name", ["train.txt", "val.txt", "tags.csv"])
+    def test_are_never_replaced(self, drawn, name):
+        (drawn / name).write_text("mine\n")
+        assert_refused(drawn, f"{name}: is to be written, but a file of another content and origin is there")
+        assert (drawn / name).read_text() == "mine\n"
+
+    def test_masks_are_kept_and_compared(self, drawn, tmp_path, capsys):
+        shutil.copytree(drawn, tmp_path / "other")
+        prepare(tmp_path / "other")
+        (drawn / "masks").mkdir()
+        shutil.copy(tmp_path / "other/masks/t_1.png", drawn / "masks")
+        Image.new("L", (WIDTH, HEIGHT), 3).save(drawn / "masks/t_2.png")
+        kept = bytes_below(drawn / "masks")
+        printed = prepare_in_part(drawn, capsys)
+        assert "problems (1)" in printed and "t_2.png: shows something else than its source says" in printed
+        assert kept.items() <= bytes_below(drawn / "masks").items()
+        assert {path.stem for path in (drawn / "masks").iterdir()} == set(DRAWN)
 
 
 def without(part: str, key: str) -> Callable[[dict], None]:

@@ -150,7 +150,7 @@ def few_are_all(request, monkeypatch):
 def take_for_all(monkeypatch, official: Official) -> None:
     number = len(official.tags)
     own = len(official.train + official.val)
-    monkeypatch.setattr(prepare_voc, "COUNTS", {"JPEGImages": number, "Annotations": number, "SegmentationClass": own})
+    monkeypatch.setattr(prepare_voc, "COUNTS", {"JPEGImages/{}.jpg": number, "Annotations/{}.xml": number, "SegmentationClass/{}.png": own})
     for name in ("train", "val", "train_aug"):
         monkeypatch.setattr(prepare_voc, name.upper(), len(getattr(official, name)))
     monkeypatch.setattr(prepare_voc, "SBD_MASKS", len(os.listdir(official.tree / SBD / "cls")))
@@ -240,7 +240,7 @@ def test_a_part_of_voc_is_prepared_and_not_taken_for_all_of_it(name, request, tm
     found = verdicts(prepare_in_part(capsys, tmp_path / "root", "--archive", voc, "--sbd", sbd))
     assert_prepared(tmp_path / "root", official)
     assert len(found) == 8
-    assert found["JPEGImages/"] == f"{17_125 - len(official.tags):,} missing"
+    assert found["JPEGImages/*.jpg"] == f"{17_125 - len(official.tags):,} missing"
     assert found["train_aug.txt, pictures"] == f"{10_582 - len(official.train_aug):,} missing"
     assert found["train_aug and val, with a mask"] == f"{12_031 - len(official.names):,} missing"
     assert all(verdict.endswith("missing") for verdict in found.values())
@@ -251,8 +251,8 @@ def test_vocs_own_masks_come_before_sbds_and_keep_what_is_to_be_ignored(drawn, t
     prepare(tmp_path / "root", "--archive", voc, "--sbd", sbd)
     both, only_sbd = drawn.train[0], sorted(drawn.train_aug - set(drawn.train))[0]
     assert (tmp_path / f"root/{SBD}/cls/{both}.mat").is_file()
-    own = f"{BELOW}/SegmentationClass/{both}.png"
-    assert (tmp_path / f"root/{MASKS}/{both}.png").read_bytes() == (drawn.tree / own).read_bytes()
+    own = read(drawn.tree / f"{BELOW}/SegmentationClass/{both}.png")
+    assert np.array_equal(read(tmp_path / f"root/{MASKS}/{both}.png"), own)
     assert 255 in read(tmp_path / f"root/{MASKS}/{both}.png")
     assert 255 not in read(tmp_path / f"root/{MASKS}/{only_sbd}.png")
 
@@ -275,13 +275,53 @@ def test_what_is_missing_or_cut_is_made_again_and_nothing_else(drawn, tmp_path):
     prepare(root, "--archive", voc, "--sbd", sbd)
     times, content = times_below(root), bytes_below(root)
     name = drawn.train[0]
-    lost = {f"{MASKS}/{name}.png", f"{BELOW}/JPEGImages/{name}.jpg", f"{LISTS}/train_aug.txt"}
+    lost = {f"{MASKS}/{name}.png", f"{BELOW}/JPEGImages/{name}.jpg"}
     cut_in_half(root / f"{MASKS}/{name}.png")
     (root / f"{BELOW}/JPEGImages/{name}.jpg").unlink()
-    (root / f"{LISTS}/train_aug.txt").write_text(f"{name}\n")
     prepare(root, "--archive", voc, "--sbd", sbd)
     assert bytes_below(root) == content
-    assert {name for name, time in times_below(root).items() if time != times[name]} - {f"{BELOW}/tags.csv"} == lost
+    assert {name for name, time in times_below(root).items() if time != times[name]} == lost
+
+
+@pytest.mark.parametrize("name", [f"{LISTS}/train_aug.txt", f"{BELOW}/tags.csv"])
+def test_a_list_or_table_of_somebody_else_is_never_replaced(drawn, mine, tmp_path, name):
+    some = drawn.train[0]
+    (mine.tree / name).write_text(f"{some},cat\n" if name.endswith(".csv") else f"{some}\n")
+    _, sbd = mine.pack(tmp_path)
+    before = (mine.tree / name).read_bytes()
+    with pytest.raises(InputError, match=rf"{name}: is to be written, but .*; move it away"):
+        prepare(mine.tree, "--sbd", sbd)
+    assert (mine.tree / name).read_bytes() == before
+
+
+def test_a_table_of_somebody_else_counts_where_there_are_no_annotations(drawn, mine, tmp_path, capsys):
+    _, sbd = mine.pack(tmp_path)
+    shutil.rmtree(mine.tree / f"{BELOW}/Annotations")
+    table = "".join(f"{name},{';'.join(tags)}\n" for name, tags in drawn.tags.items())
+    (mine.tree / f"{BELOW}/tags.csv").write_text(table)
+    printed = prepare_in_part(capsys, mine.tree, "--sbd", sbd)
+    assert verdicts(printed)["train_aug and val, with tags"] == "OK"
+    assert (mine.tree / f"{BELOW}/tags.csv").read_text() == table
+
+
+def test_masks_of_somebody_else_are_kept_and_compared(drawn, mine, tmp_path, capsys):
+    _, sbd = mine.pack(tmp_path)
+    same, other = drawn.train[:2]
+    (mine.tree / MASKS).mkdir()
+    shutil.copy(mine.tree / f"{BELOW}/SegmentationClass/{same}.png", mine.tree / MASKS)
+    Image.fromarray(np.zeros_like(drawn.masks[other])).save(mine.tree / f"{MASKS}/{other}.png")
+    kept = bytes_below(mine.tree / MASKS)
+    printed = prepare_in_part(capsys, mine.tree, "--sbd", sbd)
+    assert "problems (1)" in printed and f"{other}.png: shows something else than its source says" in printed
+    assert kept.items() <= bytes_below(mine.tree / MASKS).items()
+
+
+def test_files_that_are_no_pictures_are_not_counted(drawn, tmp_path):
+    voc, sbd = drawn.pack(tmp_path)
+    prepare(tmp_path / "root", "--archive", voc, "--sbd", sbd)
+    (tmp_path / f"root/{BELOW}/JPEGImages/Thumbs.db").touch()
+    (tmp_path / f"root/{BELOW}/Annotations/._x.xml").touch()
+    assert "missing" not in prepare(tmp_path / "root") and "more" not in prepare(tmp_path / "root")
 
 
 @pytest.mark.parametrize("below", ["", "benchmark_RELEASE", "benchmark_RELEASE/dataset"])
@@ -488,7 +528,7 @@ def test_a_file_that_the_archive_lacks_is_told_and_the_rest_is_prepared(kind, dr
     next((mine.tree / BELOW / kind).glob(f"{lost}.*")).unlink()
     voc, sbd = mine.pack(tmp_path)
     printed = prepare_in_part(capsys, tmp_path / "root", "--archive", voc, "--sbd", sbd)
-    assert verdicts(printed)[f"{kind}/"] == "1 missing"
+    assert verdicts(printed)[{"JPEGImages": "JPEGImages/*.jpg", "Annotations": "Annotations/*.xml"}[kind]] == "1 missing"
     if kind == "JPEGImages":
         assert f"there is no picture {tmp_path}/root/{BELOW}/JPEGImages/{lost}.jpg" in printed.split("\nproblems (1)\n")[1]
         assert verdicts(printed)["train_aug.txt, pictures"] == "1 missing"

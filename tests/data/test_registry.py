@@ -337,7 +337,7 @@ def test_without_a_list_all_pictures_with_a_tag_and_a_mask_are_evaluated(folder)
         ("tagged", "a,\nb,\n", r"tags\.csv: no picture has a tag; "),
         ("masked", "a,\n", r"tags\.csv: no picture has a tag; "),
         ("masked", "a,cat\n", r"masks/\*\.png: no tagged picture has a mask.*; "),
-        ("tagged", "a,cat\nnowhere,dog\n", r"tags\.csv, line 2: there is no picture .*/images/nowhere\."),
+        ("tagged", "a,cat\nnowhere,dog\n", r"tags\.csv, line 2: there is no picture .*/images/nowhere \(\.jpg, "),
     ],
 )
 def test_tags_that_make_no_list_are_refused(folder, list_name, tags, match):

@@ -9,6 +9,8 @@ import pytest
 from data.tables import (
     PICTURE_TYPES,
     find_files,
+    find_others,
+    format_tags,
     label_of,
     leaves_folder,
     plain_name,
@@ -16,7 +18,6 @@ from data.tables import (
     read_classes,
     read_lines,
     read_tags,
-    write_tags,
 )
 from errors import InputError
 
@@ -259,7 +260,7 @@ def test_a_table_that_cannot_be_read_is_refused_by_its_path(tmp_path, content, c
 
 def test_what_is_written_is_read_again(tmp_path):
     rows = {"b": ["dog", "cat"], "one, two": ["potted plant"], 'say "cheese"': ["cat"], COMPOSED: [], "name": ["dog"]}
-    write_tags(tmp_path / "tags.csv", rows.items())
+    (tmp_path / "tags.csv").write_text(format_tags(rows.items()), encoding="utf-8", newline="")
     table = read_tags(tmp_path / "tags.csv", CLASSES)
     assert list(table.row) == list(rows)
     assert list(table.row.values()) == list(range(len(rows)))
@@ -329,8 +330,24 @@ def test_a_star_stands_for_every_type_of_picture(tmp_path, ending):
     assert find_files(tmp_path, ["{}.*"]) == {"a": f"{tmp_path}/a{ending}"}
 
 
-def test_an_ending_without_a_star_means_what_it_says(tmp_path):
-    assert list(find_files(tree(tmp_path, "a.png", "b.PNG", "c.jpg"), ["{}.png"])) == ["a"]
+def test_an_ending_without_a_star_means_what_it_says_in_any_case(tmp_path):
+    assert list(find_files(tree(tmp_path, "a.png", "b.PNG", "c.jpg"), ["{}.png"])) == ["a", "b"]
+
+
+def test_hidden_files_do_not_count(tmp_path):
+    assert list(find_files(tree(tmp_path, "a.jpg", "._a.jpg", ".b.jpg"), ["{}.*"])) == ["a"]
+
+
+def test_files_that_are_not_read_are_found_but_not_in_the_root(tmp_path):
+    root = tree(tmp_path, "classes.txt", "images/a.jpg", "images/b.heic", "images/Thumbs.db", "masks/a.png", "masks/b.bmp", "masks/._a.png")
+    found = find_others(root, ["images/{}.*", "{}.*", "masks/{}.png"])
+    assert found == ["images/Thumbs.db", "images/b.heic", "masks/b.bmp"]
+
+
+@pytest.mark.parametrize("content", ["name;classes\na;cat\n", "a,cat\nb;dog\n"], ids=["all", "one line"])
+def test_a_table_of_semicolons_says_so(tmp_path, content):
+    with pytest.raises(InputError, match=r"line \d: its columns are separated by semicolons; save the table with commas"):
+        read_tags(file_of(tmp_path / "tags.csv", content), CLASSES)
 
 
 @pytest.mark.parametrize("turn", [1, -1])
