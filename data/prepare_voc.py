@@ -71,7 +71,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "goes on where it was stopped (default off)",
     )
     parser.add_argument(
-        "--archive", type=Path, nargs="+", default=[], help=f"VOC's archive, already here (default DIR/{VOC_SOURCE.file} if it is there)"
+        "--archive",
+        type=Path,
+        nargs="+",
+        default=[],
+        help=f"archives that are already here, VOC's and SBD's {SBD_SOURCE.file} (default DIR/{VOC_SOURCE.file} if it is there)",
     )
     parser.add_argument(
         "--sbd",
@@ -85,7 +89,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="refuse archives that are not the official ones to the byte; off for a part of VOC, or one packed anew (default on)",
     )
     stage.add_workers(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.sbd = args.sbd or next((path for path in args.archive if path.name == SBD_SOURCE.file), None)
+    args.archive = [path for path in args.archive if path.name != SBD_SOURCE.file]
+    return args
 
 
 def unpack_voc(args: argparse.Namespace) -> None:

@@ -283,6 +283,12 @@ def test_what_is_missing_or_cut_is_made_again_and_nothing_else(drawn, tmp_path):
     assert {name for name, time in times_below(root).items() if time != times[name]} == lost
 
 
+def test_sbds_archive_may_stand_beside_vocs(drawn, tmp_path):
+    voc, sbd = drawn.pack(tmp_path)
+    prepare(tmp_path / "root", "--archive", voc, sbd.rename(sbd.with_name("benchmark.tgz")))
+    assert listed(tmp_path / "root") == sorted(drawn.train_aug)
+
+
 @pytest.mark.parametrize("name", [f"{LISTS}/train_aug.txt", f"{BELOW}/tags.csv"])
 def test_a_list_or_table_of_somebody_else_is_never_replaced(drawn, mine, tmp_path, name):
     some = drawn.train[0]
