@@ -18,7 +18,7 @@ REFINE=crf
 read_arguments "$@"
 
 for below in classes.txt tags.csv; do
-    [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; python data/check_dataset.py DIR says what belongs there"
+    [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; write classes.txt (one class a line) and tags.csv (name,class;class), then run python data/check_dataset.py DIR"
 done
 source tool/environment.sh requirements.txt
 HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_dataset("folder", sys.argv[1]).entries(MASKED)'

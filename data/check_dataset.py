@@ -1,4 +1,4 @@
-"""Look at every picture, tag and mask of a dataset before a long run trips over one.
+"""Look at every tag, training picture and mask of a dataset before a long run trips over one.
 
     python data/check_dataset.py DIR [--dataset folder|voc|coco]
 
@@ -132,7 +132,8 @@ def check(root: Path, kind: str, num_workers: int) -> None:
     inventory.print_list("to be mended", problems)
     if problems:
         raise InputError(f"{root}: cannot be used yet ({len(problems)} to be mended, see above); mend and check again")
-    print(f"\nall is well: bash run_{kind}.sh --dataset_root {root}")
+    smaller = f' --with train_resnet50_SIPE "--batch_size {len(entries)}"' if len(entries) < BATCH else ""
+    print(f"\nall is well: bash run_{kind}.sh --dataset_root {root}{smaller}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from data import images, tables
 from data.entries import PackedStrings
-from data.registry import COCO
+from data.registry import COCO, TAGS
 from errors import InputError
 from tool import archive, inventory, label_file, outputs, stage
-from tool.ledger import Ledger, place
+from tool.ledger import Ledger, is_made, place
 
 
 class Split(NamedTuple):
@@ -54,7 +54,7 @@ class Split(NamedTuple):
 SPLITS = (Split("train", "train2014", 82_783, 82_081), Split("val", "val2014", 40_504, 40_137))
 ANNOTATIONS = "annotations/instances_{}.json"
 ANNOTATIONS_ZIP = "annotations_trainval2014.zip"
-MASKS = "masks"
+MASKS, MAKER = "masks", "prepare_coco.py"
 CLASSES = tables.read_classes(COCO.classes)
 FARTHEST = 10_000  # pixels that a polygon's point may lie from the corner
 
@@ -147,13 +147,13 @@ def encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return coco_mask.frPyObjects(segmentation, *size)
 
 
-def make_mask(job: str, root: Path, is_own: bool) -> str | None:
+def make_mask(job: str, root: Path) -> str | None:
     """Write the mask of one picture (see Picture.job); returns what is wrong with it, or None."""
     path, size, instances = json.loads(job)
     try:
         if images.picture_size(Path(path)) != tuple(size):
             return f"{path}: is not as large as its annotation says, {size[1]}x{size[0]}; get the picture again"
-        return place(mask_path(root, Path(path).stem), draw_mask(tuple(size), instances), is_own)
+        return place(mask_path(root, Path(path).stem), draw_mask(tuple(size), instances), MAKER)
     except (ValueError, TypeError) as error:
         return f"{path}: its annotation cannot be drawn ({error})"
     except InputError as error:
@@ -170,16 +170,15 @@ def prepare_split(
     """Write the masks of one half and the list of its pictures that have one; returns these with their tags, and the table's rows."""
     source = root / ANNOTATIONS.format(split.folder)
     print(f"reading {source}", flush=True)
-    api, is_own = read_instances(source), ledger.owns(MASKS)
+    api, time = read_instances(source), source.stat().st_mtime_ns
     annotated, tags, jobs = len(api.imgs), {}, []
     for picture in pictures_of(api, root, split, problems):
         tags[picture.name] = picture.tags
-        if not is_own or not label_file.is_made(mask_path(root, picture.name), source):
+        path = mask_path(root, picture.name)
+        if not is_made(path, MAKER) or path.stat().st_mtime_ns < time:
             jobs.append(picture.job)
     del api  # gigabytes, which the worker processes need not see
-    if is_own:
-        ledger.adopt(MASKS)
-    jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root, is_own=is_own)
+    jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root)
     for problem in tqdm(outputs.in_parallel(work, jobs, num_workers), desc=f"{split.list_name} masks", unit="picture"):
         problems += [problem] * bool(problem)
     listed = {name: found for name, found in tags.items() if label_file.is_whole(mask_path(root, name))}
@@ -195,7 +194,6 @@ def prepare_split(
 def prepare(root: Path, num_workers: int) -> None:
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder; {COCO.advice}")
-    stage.make_writable(root)
     unpack(root)
     if not (root / SPLITS[0].folder).is_dir():
         raise InputError(f"{root}: holds neither train2014/ nor train2014.zip; {COCO.advice}")
@@ -207,7 +205,7 @@ def prepare(root: Path, num_workers: int) -> None:
     for split in splits:
         more_tags, more_rows = prepare_split(root, split, num_workers, ledger, problems)
         tags, rows = tags | more_tags, rows + more_rows
-    ledger.write(COCO.tags, tables.format_tags((name, sorted(found, key=CLASSES.index)) for name, found in tags.items()))
+    ledger.write(TAGS, tables.format_tags((name, sorted(found, key=CLASSES.index)) for name, found in tags.items()))
     for split in set(SPLITS).difference(splits):
         print(f"{root / split.folder} is not there: {split.list_name}.txt is not made")
     is_whole = inventory.print_counts(rows)

@@ -32,16 +32,17 @@ from tqdm import tqdm
 
 from data import images, tables
 from data.entries import PackedStrings
-from data.registry import VOC, Dataset, find_root, open_dataset
+from data.registry import TAGS, VOC, Dataset, find_root, open_dataset
 from errors import InputError
 from tool import archive, download, inventory, label_file, outputs, stage
-from tool.ledger import Ledger, place
+from tool.ledger import Ledger, is_made, place
 
 COUNTS = {"JPEGImages/{}.jpg": 17_125, "Annotations/{}.xml": 17_125, "SegmentationClass/{}.png": 2_913}  # files in the archive
 TRAIN, VAL, TRAIN_AUG = 1_464, 1_449, 10_582  # names on a list
 SBD_MASKS = 11_355
 BELOW = "VOCdevkit/VOC2012"
-MASKS, TRAIN_AUG_LIST = "SegmentationClassAug", VOC.list_file.format("train_aug")
+MASKS, MAKER = "SegmentationClassAug", "prepare_voc.py"
+TRAIN_AUG_LIST, *OFFICIAL_LISTS = (VOC.list_file.format(name) for name in ("train_aug", "train", "val"))
 WITHOUT_SBD = """
 without SBD, train_aug.txt holds {:,} pictures instead of {:,}. Unless it was there before, they are those of VOC's own lists
 Segmentation/train and Main/trainval (pictures with boxes, so with tags) that are not on val. The published list has SBD's
@@ -90,7 +91,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     stage.add_workers(parser)
     args = parser.parse_args(argv)
-    args.sbd = args.sbd or next((path for path in args.archive if path.name == SBD_SOURCE.file), None)
+    of_sbd = [path for path in [args.sbd, *args.archive] if path and (path == args.sbd or path.name == SBD_SOURCE.file)]
+    if len(of_sbd) > 1:
+        parser.error(f"SBD is given {len(of_sbd)} times")
+    args.sbd = next(iter(of_sbd), None)
     args.archive = [path for path in args.archive if path.name != SBD_SOURCE.file]
     return args
 
@@ -99,7 +103,8 @@ def unpack_voc(args: argparse.Namespace) -> None:
     """Unpack VOC from the archives that are given; else, where it is not complete, from the one in the root, downloaded if need be."""
     here = find_root(VOC, args.root) or args.root / BELOW
     archives, official = args.archive, args.root / VOC_SOURCE.file
-    if not archives and any(count_files(here, pattern) < count for pattern, count in COUNTS.items()):
+    is_complete = all(count_files(here, pattern) >= count for pattern, count in COUNTS.items())
+    if not archives and not (is_complete and all((here / name).is_file() for name in OFFICIAL_LISTS)):
         archives = [official] * (official.is_file() or args.download)
     if archives and here != args.root / BELOW:
         raise InputError(f"{here}: VOC is here already, but archives are unpacked to {BELOW} below --root; choose another --root")
@@ -115,9 +120,11 @@ def find_sbd(args: argparse.Namespace) -> Path | None:
     """SBD's folder with cls/, train.txt and val.txt, unpacked if need be; None where there is no SBD."""
     official, unpacked = args.root / SBD_SOURCE.file, args.root / "benchmark_RELEASE"
     is_complete = count_files(unpacked, "dataset/cls/{}.mat") >= SBD_MASKS
+    is_complete &= all((unpacked / f"dataset/{name}.txt").is_file() for name in ("train", "val"))
     if args.download and not args.sbd and not is_complete:
         download.fetch(SBD_SOURCE.url, official, SBD_SOURCE.md5)
-    given = args.sbd or next((path for path in (official, unpacked) if path.exists() and not (is_complete and path == official)), None)
+    candidates = [unpacked] if is_complete else [official, unpacked]
+    given = args.sbd or next((path for path in candidates if path.exists()), None)
     if given is None:
         return None
     if not given.is_dir():
@@ -137,11 +144,11 @@ def count_files(root: Path, pattern: str) -> int:
 
 
 def list_train_aug(dataset: Dataset, train: set[str], val: set[str], sbd: Path | None, ledger: Ledger, problems: list[str]) -> set[str]:
-    """Write train_aug.txt, unless it holds these very names already; returns them. Without SBD, a list that is there stays."""
+    """Write train_aug.txt, unless it holds these very names already; returns them. Without SBD, a whole list or somebody else's stays."""
     path, main = dataset.root / TRAIN_AUG_LIST, dataset.root / "ImageSets/Main/trainval.txt"
     found = []
     before = names_on(dataset, path, found) if path.is_file() and path.stat().st_size else set()
-    if sbd is None and before:
+    if sbd is None and before and (len(before) >= TRAIN_AUG or not ledger.made(TRAIN_AUG_LIST)):
         problems += found
         return before
     others = [sbd / "train.txt", sbd / "val.txt"] if sbd else [main] * main.is_file()
@@ -158,7 +165,7 @@ def names_on(dataset: Dataset, path: Path, problems: list[str]) -> set[str]:
 def list_tags(dataset: Dataset, ledger: Ledger, problems: list[str]) -> set[str]:
     """Write the tag table from all annotations; returns the names that have a tag. Without annotations, a table that is there stays."""
     annotations = tables.find_files(dataset.root, [VOC.annotation])
-    if not annotations and (dataset.root / VOC.tags).is_file():
+    if not annotations and (dataset.root / TAGS).is_file():
         table = dataset.tag_table(problems.append)
         return {name for name, row in table.row.items() if table.labels[row].any()}
     rows = []
@@ -168,22 +175,23 @@ def list_tags(dataset: Dataset, ledger: Ledger, problems: list[str]) -> set[str]
             rows.append((name, [dataset.class_names[1:][i] for i in np.flatnonzero(label)]))
         except InputError as error:
             problems.append(str(error))
-    ledger.write(VOC.tags, tables.format_tags(rows))
+    ledger.write(TAGS, tables.format_tags(rows))
     return {name for name, tags in rows if tags}
 
 
-def make_mask(name: str, dataset: Dataset, sbd: Path | None, is_own: bool) -> str | None:
+def make_mask(name: str, dataset: Dataset, sbd: Path | None) -> str | None:
     """Write a picture's mask from VOC's own or from SBD's; returns what is wrong with it, or None."""
     root = dataset.root
     own, theirs = root / f"SegmentationClass/{name}.png", sbd and sbd / f"cls/{name}.mat"
     try:
         size = images.picture_size(root / VOC.pictures[0].format(name))
         if own.is_file():
-            return place(mask_path(root, name), images.read_mask(own, dataset.num_classes, size), is_own)
+            return place(mask_path(root, name), images.read_mask(own, dataset.num_classes, size), MAKER)
         if theirs and theirs.is_file():
-            return place(mask_path(root, name), read_sbd_mask(theirs, dataset.num_classes, size), is_own)
+            return place(mask_path(root, name), read_sbd_mask(theirs, dataset.num_classes, size), MAKER)
     except InputError as error:
         return str(error)
+    return None
 
 
 def mask_path(root: Path, name: str) -> Path:
@@ -205,36 +213,39 @@ def read_sbd_mask(path: Path, num_classes: int, size: tuple[int, int]) -> np.nda
     return mask.astype(np.uint8)
 
 
+def write_masks(dataset: Dataset, names: list[str], sbd: Path | None, num_workers: int, problems: list[str]) -> int:
+    """Write the masks that are missing; returns how many pictures have one."""
+    paths = {name: mask_path(dataset.root, name) for name in names}
+    todo = PackedStrings(name for name, path in paths.items() if not is_made(path, MAKER))
+    work = functools.partial(make_mask, dataset=dataset, sbd=sbd)
+    for problem in tqdm(outputs.in_parallel(work, todo, num_workers), desc="masks", unit="picture"):
+        problems += [problem] * bool(problem)
+    return sum(label_file.is_whole(path) for path in paths.values())
+
+
 def prepare(args: argparse.Namespace) -> None:
-    for path in [*args.archive, *([args.sbd] if args.sbd else [])]:
-        if not path.exists():
-            raise InputError(f"{path}: there is no such file or folder; correct the path")
+    for path in args.archive:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file; correct the path")
+    if args.sbd and not args.sbd.exists():
+        raise InputError(f"{args.sbd}: there is no such file or folder; correct the path")
     unpack_voc(args)
     sbd, dataset, problems = find_sbd(args), open_dataset("voc", args.root), []
-    official = [dataset.root / VOC.list_file.format(name) for name in ("train", "val")]
-    for path in official:
+    for path in (dataset.root / name for name in OFFICIAL_LISTS):
         if not path.is_file():
             raise InputError(f"{path}: is missing; give --archive the one that holds it, {VOC_SOURCE.file}")
-    train, val = (names_on(dataset, path, problems) for path in official)
+    train, val = (names_on(dataset, dataset.root / name, problems) for name in OFFICIAL_LISTS)
     ledger = Ledger(dataset.root)
     train_aug = list_train_aug(dataset, train, val, sbd, ledger, problems)
     tagged = list_tags(dataset, ledger, problems)
-
-    names, is_own = sorted(train_aug | val), ledger.owns(MASKS)
-    if is_own:
-        ledger.adopt(MASKS)
-    todo = PackedStrings(name for name in names if not (is_own and label_file.is_whole(mask_path(dataset.root, name))))
-    work = functools.partial(make_mask, dataset=dataset, sbd=sbd, is_own=is_own)
-    for problem in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="masks", unit="picture"):
-        problems += [problem] * bool(problem)
-    masks = sum(label_file.is_whole(mask_path(dataset.root, name)) for name in names)
+    masks = write_masks(dataset, sorted(train_aug | val), sbd, args.num_workers, problems)
 
     rows = [(pattern.format("*"), expected, count_files(dataset.root, pattern)) for pattern, expected in COUNTS.items()]
     rows += [("train.txt, pictures", TRAIN, len(train)), ("val.txt, pictures", VAL, len(val))]
     of_sbd = [
         ("train_aug.txt, pictures", TRAIN_AUG, len(train_aug)),
         ("train_aug and val, with a mask", TRAIN_AUG + VAL, masks),
-        ("train_aug and val, with tags", TRAIN_AUG + VAL, len(tagged.intersection(names))),
+        ("train_aug and val, with tags", TRAIN_AUG + VAL, len(tagged & (train_aug | val))),
     ]
     is_whole = inventory.print_counts([*rows, *of_sbd])
     if sbd is None:

@@ -15,6 +15,7 @@ from .entries import Entries
 from .tables import Complain, refuse
 
 HERE = Path(__file__).parent
+TAGS = "tags.csv"  # the tag table below every root
 TAGGED, MASKED = "tagged", "masked"  # lists that need no file
 
 
@@ -32,7 +33,6 @@ class DatasetSpec:
     train_list: str  # what training and CAMs use by default
     eval_list: str  # what evaluation uses by default
     advice: str  # how to get it, for someone who lacks it
-    tags: str = "tags.csv"
     annotation: str | None = None  # holds a picture's tags where there is no tag table
 
 
@@ -137,12 +137,12 @@ class Dataset:
         none = np.zeros((1, self.num_classes - 1), np.uint8)
         labels = np.concatenate([table.labels, none])[[table.row.get(name, -1) for name in entries.names()]]
         for i in np.flatnonzero(~labels.any(1)):
-            complain(f"{self.root / self.spec.tags}: picture {entries[i].name} has no tag; tag it or take it off the list")
+            complain(f"{self.root / TAGS}: picture {entries[i].name} has no tag; tag it or take it off the list")
         return labels.astype(np.float32)
 
     def tag_table(self, complain: Complain = refuse) -> tables.TagTable:
         """All that the tag table holds. Raises InputError where there is none."""
-        return tables.read_tags(self.root / self.spec.tags, self.class_names, complain)
+        return tables.read_tags(self.root / TAGS, self.class_names, complain)
 
     def digest(self, entries: Entries, labels: bytes) -> str:
         """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and of what stands for the labels."""
@@ -151,7 +151,7 @@ class Dataset:
 
     @property
     def _has_table(self) -> bool:
-        return self.spec.annotation is None or os.path.isfile(self.root / self.spec.tags)
+        return self.spec.annotation is None or os.path.isfile(self.root / TAGS)
 
     def _annotated(self, name: str, complain: Complain) -> np.ndarray:
         """(K-1,) uint8 0/1, the classes in a picture's annotation."""
@@ -167,7 +167,7 @@ class Dataset:
     def _lines(self, list_name: str, masks: dict[str, str], complain: Complain) -> list[tuple[str, str]]:
         """(where it stands, line) of a list."""
         if list_name in (TAGGED, MASKED):
-            table, path = self.tag_table(complain), self.root / self.spec.tags
+            table, path = self.tag_table(complain), self.root / TAGS
             lines = [(f"{path}, line {table.line[row]}", name) for name, row in table.row.items() if table.labels[row].any()]
             if not lines:
                 raise InputError(f"{path}: no picture has a tag; {self.spec.advice}")

@@ -103,7 +103,9 @@ def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = ref
                     row[name] = len(labels)
                     line.append(reader.line_num)
                     labels.append(label_of(tags, class_names, where, complain))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: cannot be read ({error}); write name,class;class lines") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)}); write name,class;class lines in UTF-8") from None
     return TagTable(row, line, np.array(labels, np.uint8).reshape(len(labels), len(class_names) - 1))
 
@@ -137,12 +139,14 @@ def read_annotation(path: Path) -> set[str]:
 def find_files(root: Path, patterns: Iterable[str], complain: Complain = refuse) -> dict[str, str]:
     """All files of some patterns, by picture name; a folder is listed once, instead of asking for one file after the other.
 
-    patterns: FOLDER/{}.ending in small or capital letters, where .* stands for every type of picture; earlier ones win. Hidden files do not
-    count. Complains of two files of one name.
+    patterns: FOLDER/{}.ending in small or capital letters, where .* stands for every type of picture; earlier ones win, and the root itself
+    counts only where they find nothing. Hidden files do not count. Complains of two files of one name.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
         folder, wanted = os.path.split(root / pattern)
+        if found and Path(folder) == root:
+            continue
         wanted, here = wanted.removeprefix("{}"), {}
         for file in _files_in(folder):
             stem, ending = os.path.splitext(file)

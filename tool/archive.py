@@ -16,13 +16,16 @@ from tqdm import tqdm
 
 from errors import InputError
 
+from . import inventory
 from .files import atomic_write
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 
 def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
-    """Unpack the wanted files of a tar or zip below `root`; each is whole or absent, and one that is there in its full size is kept.
+    """Unpack the wanted files of a tar or zip below `root`; each is whole or absent, and one that is there is kept.
+
+    Those that are kept and are not as large as in the archive are told.
 
     wanted: says of a member's name whether it is needed. Raises InputError, before anything is written, for a file that is cut or no
     archive, for one without a wanted member, and for one with any member that would lie outside of root or is neither file nor folder;
@@ -33,16 +36,19 @@ def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
             for name in sizes:
                 if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
                     raise InputError(f"{path}: its member {name} would lie outside of {root}; get the archive from its source")
-            todo = {name: size for name, size in sizes.items() if wanted(name)}
+            todo, others = {name: size for name, size in sizes.items() if wanted(name)}, []
             if not todo:
                 raise InputError(f"{path}: holds nothing of what belongs here; give the official archive")
             with tqdm(total=sum(todo.values()), desc=path.name, unit="B", unit_scale=True) as bar:
                 for name, size in todo.items():
                     target = root / name
-                    if not (target.is_file() and target.stat().st_size == size):
+                    if target.exists():
+                        others += [name] * (target.stat().st_size != size)
+                    else:
                         with read(name) as source, atomic_write(target) as temporary, open(temporary, "wb") as file:
                             shutil.copyfileobj(source, file)
                     bar.update(size)
+        inventory.print_list(f"files below {root} that are not as large as in {path.name}, and are kept", others)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such archive; correct the path") from None
     except _DAMAGE as error:

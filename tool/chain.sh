@@ -25,6 +25,7 @@ STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_
 
 read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS and REFINE; note the further flags of stages
     local flags
+    unset $(printf 'FLAGS_%s ' $STAGES)
     while [ $# -gt 0 ]; do
         case "$1" in
             --dataset_root) DATASET_ROOT=$(value "$@") ;;

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .files import atomic_write
 
+_MAKER = "Software"  # a keyword of the PNG format
 _END = b"IEND\xaeB`\x82"  # the last bytes of every whole PNG
 
 
@@ -29,12 +31,23 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.png"
 
 
-def save(path: Path, label: np.ndarray) -> None:
-    """Write class ids (H, W) uint8, whole or not at all."""
-    image = Image.fromarray(label)
+def save(path: Path, label: np.ndarray, maker: str | None = None) -> None:
+    """Write class ids (H, W) uint8, whole or not at all; the maker is noted in the file."""
+    image, note = Image.fromarray(label), PngInfo()
     image.putpalette(palette().tobytes())
+    if maker:
+        note.add_text(_MAKER, maker)
     with atomic_write(path) as temporary:
-        image.save(temporary, format="png")
+        image.save(temporary, format="png", pnginfo=note)
+
+
+def maker_of(path: Path) -> str | None:
+    """Who is noted in a label image as its maker; None for a file without a note, of another kind, or missing."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_MAKER)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def is_made(path: Path, source: Path) -> bool:

@@ -51,7 +51,7 @@ def add_workers(parser: argparse.ArgumentParser, most_workers: int | None = 8) -
         "--num_workers",
         type=_count,
         default=min(most_workers or sys.maxsize, _cores()),
-        help="processes that prepare or refine pictures, for each process that torchrun starts; 0 does it in the main process "
+        help="processes that work on pictures, for each process that torchrun starts if it does; 0 does it in the main process "
         f"(default: the cores{f', at most {most_workers}' if most_workers else ''})",
     )
 
@@ -188,6 +188,8 @@ def seed_everything(seed: int) -> None:
 def run(main: Callable[[], None]) -> int:
     """Call a script's main; what the user can mend is one line on stderr and exit status 2."""
     program = Path(sys.argv[0]).name
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         main()
     except InputError as error:

@@ -269,14 +269,14 @@ def test_the_same_command_again_writes_no_more_than_the_tags_with_the_same_conte
     assert bytes_below(root) == content
 
 
-def test_what_is_missing_or_cut_is_made_again_and_nothing_else(drawn, tmp_path):
+def test_what_is_missing_is_made_again_and_nothing_else(drawn, tmp_path):
     voc, sbd = drawn.pack(tmp_path)
     root = tmp_path / "root"
     prepare(root, "--archive", voc, "--sbd", sbd)
     times, content = times_below(root), bytes_below(root)
     name = drawn.train[0]
     lost = {f"{MASKS}/{name}.png", f"{BELOW}/JPEGImages/{name}.jpg"}
-    cut_in_half(root / f"{MASKS}/{name}.png")
+    (root / f"{MASKS}/{name}.png").unlink()
     (root / f"{BELOW}/JPEGImages/{name}.jpg").unlink()
     prepare(root, "--archive", voc, "--sbd", sbd)
     assert bytes_below(root) == content
@@ -287,6 +287,34 @@ def test_sbds_archive_may_stand_beside_vocs(drawn, tmp_path):
     voc, sbd = drawn.pack(tmp_path)
     prepare(tmp_path / "root", "--archive", voc, sbd.rename(sbd.with_name("benchmark.tgz")))
     assert listed(tmp_path / "root") == sorted(drawn.train_aug)
+
+
+def test_without_sbd_its_own_list_grows_with_what_comes_later(drawn, tmp_path):
+    voc, _ = drawn.pack(tmp_path)
+    prepare(tmp_path / "root", "--archive", voc)
+    whole, main = listed(tmp_path / "root"), tmp_path / f"root/{BELOW}/ImageSets/Main/trainval.txt"
+    names = main.read_text()
+    main.unlink()
+    (tmp_path / f"root/{LISTS}/train_aug.txt").unlink()
+    prepare(tmp_path / "root")
+    assert listed(tmp_path / "root") == sorted(drawn.train) != whole
+    main.write_text(names)
+    prepare(tmp_path / "root")
+    assert listed(tmp_path / "root") == whole
+
+
+@pytest.mark.parametrize("lost", ["train.txt", "val.txt", "cls"])
+def test_an_unpacking_of_sbd_that_was_stopped_goes_on(drawn, tmp_path, lost):
+    voc, sbd = drawn.pack(tmp_path)
+    root = tmp_path / "root"
+    sbd.rename(tmp_path / "benchmark.tgz")
+    prepare(root, "--archive", voc, tmp_path / "benchmark.tgz")
+    content = bytes_below(root)
+    (tmp_path / "benchmark.tgz").rename(root / "benchmark.tgz")
+    path = root / SBD / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    prepare(root)
+    assert content.items() <= bytes_below(root).items()
 
 
 @pytest.mark.parametrize("name", [f"{LISTS}/train_aug.txt", f"{BELOW}/tags.csv"])

@@ -1,5 +1,6 @@
 """Datasets as values: where the root may be, what a list may look like, how tags become labels."""
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -350,6 +351,7 @@ def test_tags_that_make_no_list_are_refused(folder, list_name, tags, match):
 @pytest.mark.parametrize("place", ["images/", ""])
 @pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "png", "bmp", "webp", "tif", "TIFF"])
 def test_pictures_of_any_type_lie_in_images_or_beside_the_tags(folder, place, ending):
+    shutil.rmtree(folder / "images")
     path = touch(folder / f"{place}new.{ending}")
     (folder / "tags.csv").write_text(f"new.{ending},dog\n")
     (entry,) = open_dataset("folder", folder).entries("tagged")

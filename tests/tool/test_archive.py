@@ -91,16 +91,20 @@ def test_the_root_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unpacking_again_writes_only_what_is_missing_or_of_another_size(kind, root, tmp_path):
+def test_unpacking_again_writes_only_what_is_missing_and_tells_what_is_of_another_size(kind, root, tmp_path, capsys):
     archive = pack(tmp_path / f"a.{kind}", CONTENT)
     unpack(archive, root, everything)
     for name in CONTENT:
         os.utime(root / name, ns=(LONG_AGO, LONG_AGO))
     cut_in_half(root / "a/one.bin")
+    mine = (root / "a/one.bin").read_bytes()
     (root / "three.txt").unlink()
+    capsys.readouterr()
     unpack(archive, root, everything)
-    assert bytes_below(root) == CONTENT
-    assert {name for name, time in times_below(root).items() if time != LONG_AGO} == {"a/one.bin", "three.txt"}
+    assert bytes_below(root) == {**CONTENT, "a/one.bin": mine}
+    assert {name for name, time in times_below(root).items() if time > LONG_AGO + 10**15} <= {"a/one.bin", "three.txt"}
+    told = capsys.readouterr().out
+    assert f"are not as large as in {archive.name}, and are kept (1)" in told and "a/one.bin" in told
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from common import stop_after
 from PIL import Image
 
 from errors import InputError
-from tool import label_file
-from tool.ledger import Ledger, place
+from tool import files, label_file
+from tool.ledger import Ledger, is_made, place
 
 LABEL = np.array([[0, 1], [2, 255]], np.uint8)
 
@@ -34,42 +35,66 @@ def test_somebody_elses_file_is_never_replaced(tmp_path, first):
     assert (tmp_path / "a.txt").read_text() == "mine\n"
 
 
-def test_a_folder_is_owned_that_was_empty_or_was_adopted(tmp_path):
-    label_file.save(tmp_path / "theirs/a.png", LABEL)
-    assert not Ledger(tmp_path).owns("theirs")
-    assert Ledger(tmp_path).owns("ours")
-    Ledger(tmp_path).adopt("ours")
-    label_file.save(tmp_path / "ours/a.png", LABEL)
-    assert Ledger(tmp_path).owns("ours")
+def test_a_run_that_is_stopped_before_it_writes_is_not_locked_out(tmp_path, monkeypatch):
+    Ledger(tmp_path).write("a.txt", "one\n")
+    with monkeypatch.context() as patch:
+        stop_after(patch, files, "atomic_write", 1)  # the note is written, the file is not
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(tmp_path).write("a.txt", "two\n")
+    assert (tmp_path / "a.txt").read_text() == "one\n"
+    Ledger(tmp_path).write("a.txt", "three\n")
+    assert (tmp_path / "a.txt").read_text() == "three\n"
 
 
-def test_a_damaged_note_ends_in_one_line(tmp_path):
-    (tmp_path / "prepared.json").write_text("{")
-    with pytest.raises(InputError, match=r"prepared\.json: cannot be read"):
+def test_somebody_elses_file_of_the_same_content_stays_somebody_elses(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    Ledger(tmp_path).write("a.txt", "one\n")
+    assert not Ledger(tmp_path).made("a.txt")
+    with pytest.raises(InputError, match="move it away"):
+        Ledger(tmp_path).write("a.txt", "two\n")
+
+
+@pytest.mark.parametrize("content", ["{", '{"files": 3}', '{"files": {}}'])
+def test_another_note_ends_in_one_line(tmp_path, content):
+    (tmp_path / "prepared.json").write_text(content)
+    with pytest.raises(InputError, match=r"prepared\.json: .*; "):
         Ledger(tmp_path)
 
 
 class TestPlace:
     def test_own_labels_are_replaced(self, tmp_path):
-        label_file.save(tmp_path / "a.png", LABEL)
-        assert place(tmp_path / "a.png", LABEL + 1, is_own=True) is None
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), LABEL + 1)
+        for label in (LABEL, LABEL + 1):
+            assert place(tmp_path / "a.png", label, "me") is None
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), label)
+        assert is_made(tmp_path / "a.png", "me") and not is_made(tmp_path / "a.png", "you")
 
-    def test_a_missing_or_cut_label_is_written(self, tmp_path):
-        (tmp_path / "b.png").write_bytes(b"cut")
-        for name in ("a.png", "b.png"):
-            assert place(tmp_path / name, LABEL, is_own=False) is None
-            assert np.array_equal(np.asarray(Image.open(tmp_path / name)), LABEL)
+    def test_a_cut_label_of_its_own_is_made_again(self, tmp_path):
+        place(tmp_path / "a.png", LABEL, "me")
+        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-8])
+        assert not is_made(tmp_path / "a.png", "me")
+        assert place(tmp_path / "a.png", LABEL, "me") is None
+        assert is_made(tmp_path / "a.png", "me")
 
     @pytest.mark.parametrize(
-        "image", [Image.new("L", (2, 2)), Image.new("L", (3, 2)), Image.new("RGB", (2, 2))], ids=["other", "size", "colours"]
+        "spoil",
+        [
+            lambda path: Image.new("L", (2, 2)).save(path),
+            lambda path: Image.new("L", (3, 2)).save(path),
+            lambda path: Image.new("RGB", (2, 2)).save(path),
+            lambda path: label_file.save(path, LABEL + 1, "you"),
+            lambda path: path.write_bytes(b"text"),
+            lambda path: path.write_bytes(b"junkIEND\xaeB`\x82"),
+        ],
+        ids=["other", "size", "colours", "another maker", "text", "junk"],
     )
-    def test_somebody_elses_label_stays_and_is_told_where_it_differs(self, tmp_path, image):
-        image.save(tmp_path / "a.png")
+    def test_somebody_elses_file_stays_and_is_told_where_it_differs(self, tmp_path, spoil):
+        spoil(tmp_path / "a.png")
         before = (tmp_path / "a.png").read_bytes()
-        assert "a.png: shows something else than its source says" in place(tmp_path / "a.png", LABEL, is_own=False)
+        assert "a.png: shows something else than its source says" in place(tmp_path / "a.png", LABEL, "me")
         assert (tmp_path / "a.png").read_bytes() == before
 
     def test_the_same_label_of_somebody_else_is_fine(self, tmp_path):
         Image.fromarray(LABEL).save(tmp_path / "a.png")
-        assert place(tmp_path / "a.png", LABEL, is_own=False) is None
+        before = (tmp_path / "a.png").read_bytes()
+        assert place(tmp_path / "a.png", LABEL, "me") is None
+        assert (tmp_path / "a.png").read_bytes() == before
