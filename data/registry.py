@@ -47,7 +47,7 @@ VOC = DatasetSpec(
     train_list="train_aug",
     eval_list="train",
     annotation="Annotations/{}.xml",
-    advice="python data/prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar, and can download it",
+    advice="python data/prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar from DIR, with --download also from the net",
 )
 
 COCO = DatasetSpec(

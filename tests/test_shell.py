@@ -257,7 +257,7 @@ def test_coco_says_what_it_will_take_before_it_starts(chain, tmp_path):
     pictures, disk, time, *stages = done.stdout.splitlines()
     assert pictures.startswith("82081 pictures.") and "(25650 steps)" in pictures and pictures.endswith("by crf")
     assert disk.startswith(f"disk: 9 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
-    assert time.startswith("time: 342 hours on 2 CPU cores")
+    assert time.startswith("time: 342 hours 0 minutes on 2 CPU cores")
     assert stages == [f"== {stage}.py" for stage in WITHOUT_IRN]
 
 

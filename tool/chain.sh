@@ -63,11 +63,11 @@ launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with
 }
 
 announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings cost with the CRF, from what a picture takes on 2 CPU cores
-    local gigabytes=$(($1 * $2 / 1000000)) hours=$(($1 * $3 / 3600)) folder=$RUN_DIR
+    local gigabytes=$(($1 * $2 / 1000000)) minutes=$(($1 * $3 / 60)) folder=$RUN_DIR
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
-    echo "$1 pictures. Published settings: 5 epochs of batches of 16, crops of 512 ($(($1 / 16 * 5)) steps), maps at 4 scales, labels by $REFINE"
+    echo "$1 pictures. At the published settings (--with changes them): 5 epochs of batches of 16, crops of 512 ($(($1 / 16 * 5)) steps), maps at 4 scales, labels by $REFINE"
     echo "disk: $((gigabytes + 1)) GB in $RUN_DIR ($2 KB a picture, and checkpoints), where $(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1e6)}') GB are free"
-    echo "time: $hours hours on 2 CPU cores ($3 s a picture, all stages with the dense CRF); not measured on a GPU: the bars tell after a minute"
+    echo "time: $((minutes / 60)) hours $((minutes % 60)) minutes on 2 CPU cores ($3 s a picture, all stages with the dense CRF); not measured on a GPU: the bars tell after a minute"
 }
 
 run_stages() {  # run_stages EVALUATE: all stages; the evaluations only where EVALUATE is 1, as they need masks
