@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from errors import InputError
 
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a file that is no picture
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 3, 6: 1, 7: 1, 8: 3}  # counter-clockwise, from upright back to stored
 _MIRRORED = {2, 4, 5, 7}
@@ -35,7 +36,7 @@ def read_picture(path: Path, upright: bool = True) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such picture; correct the list or the dataset root") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable picture ({error}); replace it or take it off the list") from None
 
 
@@ -45,7 +46,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             if image.format != "TIFF":  # PIL turns it while reading
                 return image.size[::-1]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _UNREADABLE:
         pass
     return read_picture(path, upright=False).shape[:2]
 
@@ -87,7 +88,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
             mode, mask = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such label; give a --list of pictures that have one, or make it first") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable mask ({error}); replace it") from None
     if mode not in ("P", "L"):
         raise InputError(f"{path}: a mask holds one class id a pixel (palette or grey PNG), this is {mode}; convert it")

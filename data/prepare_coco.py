@@ -39,7 +39,7 @@ from data.entries import PackedStrings
 from data.registry import COCO, TAGS
 from errors import InputError
 from tool import archive, inventory, label_file, outputs, stage
-from tool.ledger import Ledger, is_made, place
+from tool.ledger import Ledger, place
 
 
 class Split(NamedTuple):
@@ -170,17 +170,16 @@ def prepare_split(
     """Write the masks of one half and the list of its pictures that have one; returns these with their tags, and the table's rows."""
     source = root / ANNOTATIONS.format(split.folder)
     print(f"reading {source}", flush=True)
-    api, time = read_instances(source), source.stat().st_mtime_ns
+    api = read_instances(source)
     annotated, tags, jobs = len(api.imgs), {}, []
     for picture in pictures_of(api, root, split, problems):
         tags[picture.name] = picture.tags
         path = mask_path(root, picture.name)
-        if not is_made(path, MAKER) or path.stat().st_mtime_ns < time:
+        if label_file.maker_of(path) != MAKER or not label_file.is_made(path, source):
             jobs.append(picture.job)
     del api  # gigabytes, which the worker processes need not see
     jobs, work = PackedStrings(jobs), functools.partial(make_mask, root=root)
-    for problem in tqdm(outputs.in_parallel(work, jobs, num_workers), desc=f"{split.list_name} masks", unit="picture"):
-        problems += [problem] * bool(problem)
+    problems += filter(None, tqdm(outputs.in_parallel(work, jobs, num_workers), desc=f"{split.list_name} masks", unit="picture"))
     listed = {name: found for name, found in tags.items() if label_file.is_whole(mask_path(root, name))}
     ledger.write(COCO.list_file.format(split.list_name), "".join(f"{name}\n" for name in listed))
     rows = [
@@ -208,11 +207,7 @@ def prepare(root: Path, num_workers: int) -> None:
     ledger.write(TAGS, tables.format_tags((name, sorted(found, key=CLASSES.index)) for name, found in tags.items()))
     for split in set(SPLITS).difference(splits):
         print(f"{root / split.folder} is not there: {split.list_name}.txt is not made")
-    is_whole = inventory.print_counts(rows)
-    inventory.print_list("problems", problems)
-    if problems or not is_whole:
-        raise InputError(f"{root}: prepared, but it is not all of COCO 2014 (see above); add what is missing, or go on with this part")
-    print(f"\n{root} is ready: bash run_coco.sh --dataset_root {root}")
+    inventory.conclude(root, "coco", "COCO 2014", inventory.print_counts(rows), problems)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -218,8 +218,7 @@ def write_masks(dataset: Dataset, names: list[str], sbd: Path | None, num_worker
     paths = {name: mask_path(dataset.root, name) for name in names}
     todo = PackedStrings(name for name, path in paths.items() if not is_made(path, MAKER))
     work = functools.partial(make_mask, dataset=dataset, sbd=sbd)
-    for problem in tqdm(outputs.in_parallel(work, todo, num_workers), desc="masks", unit="picture"):
-        problems += [problem] * bool(problem)
+    problems += filter(None, tqdm(outputs.in_parallel(work, todo, num_workers), desc="masks", unit="picture"))
     return sum(label_file.is_whole(path) for path in paths.values())
 
 
@@ -252,12 +251,7 @@ def prepare(args: argparse.Namespace) -> None:
         is_whole = all(expected <= found for _, expected, found in rows)
         if len(train_aug) != TRAIN_AUG:
             print(WITHOUT_SBD.format(len(train_aug), TRAIN_AUG, masks))
-    inventory.print_list("problems", problems)
-    if problems or not is_whole:
-        raise InputError(
-            f"{dataset.root}: prepared, but it is not all of VOC 2012 (see above); add what is missing, or go on with this part"
-        )
-    print(f"\n{dataset.root} is ready: bash run_voc.sh --dataset_root {dataset.root}")
+    inventory.conclude(dataset.root, "voc", "VOC 2012", is_whole, problems)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -71,14 +71,14 @@ announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings
 }
 
 run_stages() {  # run_stages EVALUATE: all stages; the evaluations only where EVALUATE is 1, as they need masks
-    local data=(--dataset "$DATASET" --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR") labelling=1
+    local data=(--dataset "$DATASET" --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR") labelling=1  # the CRF takes CPU cores only
     launch "$GPUS" train_resnet50_SIPE.py "${data[@]}"
     launch "$GPUS" make_cam.py "${data[@]}"
     if [ "$1" = 1 ]; then launch 1 eval_cam.py "${data[@]}"; fi
     if [ "$REFINE" = irn ]; then
         launch 1 make_ir_labels.py "${data[@]}"
         launch "$GPUS" train_irn.py "${data[@]}"
-        labelling=$GPUS  # the CRF takes CPU cores only
+        labelling=$GPUS
     fi
     launch "$labelling" make_seg_labels.py "${data[@]}" --refine "$REFINE"
     if [ "$1" = 1 ]; then launch 1 eval_seg.py "${data[@]}"; fi

@@ -1,6 +1,9 @@
 """How the commands that prepare or check a dataset tell what they found."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from errors import InputError
 
 MOST = 10  # problems of a kind that are told one by one
 
@@ -22,3 +25,11 @@ def print_list(title: str, lines: Sequence[str]) -> None:
             print(f"  {line}")
         if len(lines) > MOST:
             print(f"  and {len(lines) - MOST:,} more")
+
+
+def conclude(root: Path, kind: str, title: str, is_whole: bool, problems: Sequence[str]) -> None:
+    """Tell the problems, and what comes next. Raises InputError where there are any, or where not all of the dataset is there."""
+    print_list("problems", problems)
+    if problems or not is_whole:
+        raise InputError(f"{root}: prepared, but it is not all of {title} (see above); add what is missing, or go on with this part")
+    print(f"\n{root} is ready: bash run_{kind}.sh --dataset_root {root}")

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .files import atomic_write
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a file that is no picture
 _MAKER = "Software"  # a keyword of the PNG format
 _END = b"IEND\xaeB`\x82"  # the last bytes of every whole PNG
 
@@ -46,7 +47,7 @@ def maker_of(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             return image.info.get(_MAKER)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UNREADABLE:
         return None
 
 

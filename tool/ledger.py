@@ -51,7 +51,7 @@ def place(path: Path, label: np.ndarray, maker: str) -> str | None:
     try:
         with Image.open(path) as image:
             is_same = np.array_equal(np.asarray(image), label)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except label_file.UNREADABLE:
         is_same = False
     return None if is_same else f"{path}: shows something else than its source says, and was here before; move it away and run again"
 
