@@ -9,7 +9,6 @@ positive and false negative. Labels of 255 are left out, and their share is told
 
 import argparse
 import functools
-import os
 import sys
 from pathlib import Path
 
@@ -75,12 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     list_name = args.list or dataset.spec.eval_list
     entries = dataset.entries(list_name)
-    if not os.path.isdir(args.label_dir):
-        raise InputError(f"{args.label_dir}: there are no labels; correct --label_dir or run make_seg_labels.py first")
-    note = args.label_dir / "settings.json"
-    made_for = files.read_json(note).get("cam", {}).get("class_names") if note.is_file() else None
-    if made_for not in (None, list(dataset.class_names)):
-        raise InputError(f"{note}: the labels are of other classes than the dataset's; use the --dataset that they were made with")
+    label_file.check_classes(args.label_dir, dataset.class_names)
     name = f"eval_{args.label_dir.resolve().name}"
     output, chart, sheet = (args.run_dir / f"{name}{end}" for end in (".json", ".png", "_sheet.png"))
     about = {"list": list_name, "labels": str(args.label_dir), "pictures": len(entries), "class_names": list(dataset.class_names)}

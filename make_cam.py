@@ -42,8 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     outputs.add_flag(parser)
     args = stage.parse(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
-    if not all(0 < scale <= 8 for scale in args.scales):
-        parser.error("--scales are above 0 and at most 8")
+    stage.check_scales(parser, args.scales)
     return args
 
 

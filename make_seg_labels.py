@@ -83,22 +83,8 @@ def settings(args: argparse.Namespace, dataset: Dataset, entries: Entries) -> di
     return common | ({"crf": crf.SETTINGS, "crf_on": args.crf_on} if args.refine == "crf" else {})
 
 
-def paths_of(name: str, args: argparse.Namespace) -> tuple[Path, Path]:
-    """Where the label of a picture and the probabilities behind it lie."""
-    return label_file.path_of(args.label_dir, name), args.label_dir / f"{name}.npz"
-
-
 def is_made(entry: Entry, args: argparse.Namespace) -> bool:
-    label, probability = paths_of(entry.name, args)
-    return label_file.is_made(label, cam_file.path_of(args.run_dir, entry.name)) and (not args.save_prob or probability.is_file())
-
-
-def save(entry: Entry, keys: np.ndarray, probability: np.ndarray, args: argparse.Namespace) -> None:
-    """Write the label of a picture from (k, H, W) maps or probabilities, and them too if they are asked for."""
-    label_path, probability_path = paths_of(entry.name, args)
-    if args.save_prob:
-        label_file.save_probability(probability_path, keys, probability)
-    label_file.save(label_path, keys[probability.argmax(0)].astype(np.uint8))
+    return label_file.is_result_made(args.label_dir, entry.name, cam_file.path_of(args.run_dir, entry.name), args.save_prob)
 
 
 def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> None:
@@ -110,7 +96,7 @@ def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> No
         maps = crf.refine_label(picture, maps.argmax(0), len(maps))
     elif args.refine == "crf":
         maps = crf.refine_maps(picture, maps)
-    save(entry, cams.keys, maps, args)
+    label_file.save_result(args.label_dir, entry.name, cams.keys, maps, args.save_prob)
 
 
 class Prepared(NamedTuple):
@@ -160,15 +146,15 @@ def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], ar
         height, width = one.image.shape[1:]
         maps = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, :, :height, :width]
         maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
-        save(one.entry, one.keys, to_stored_frame(maps.cpu().numpy(), one.orientation), args)
+        stored = to_stored_frame(maps.cpu().numpy(), one.orientation)
+        label_file.save_result(args.label_dir, one.entry.name, one.keys, stored, args.save_prob)
 
 
 def load_irn(path: Path) -> tuple[IRN, int]:
     """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with."""
     content, model = checkpoint.read(path), IRN()
     checkpoint.fill(model, content.get("model", content), path)
-    arguments = content.get("arguments")
-    return model.eval(), arguments.get("crop_size", 512) if isinstance(arguments, dict) else 512
+    return model.eval(), checkpoint.arguments(content).get("crop_size", 512)
 
 
 def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:

@@ -27,7 +27,7 @@ from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
-from tool import label_file, optim, stage, training
+from tool import label_file, stage, training
 from tool.imagenet_weights import start_backbone
 from tool.random_walk import search_paths
 from tool.visualize import edge_sheet
@@ -57,23 +57,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = stage.parse(parser, argv)
     training.check_flags(parser, args)
-    if not 0 < args.scales[0] <= args.scales[1] <= 8:
-        parser.error("--scales takes the smallest and the largest factor, above 0 and at most 8")
+    training.check_scale_range(parser, args.scales)
     if args.crop_size % STRIDE or args.crop_size < 2 * STRIDE * RADIUS:
         parser.error(f"--crop_size is a multiple of {STRIDE}, from {2 * STRIDE * RADIUS} up: pairs of cells reach that far")
     return args
 
 
-def train_step(
-    model: nn.Module, batch: dict, run: stage.Stage, optimizer, schedule, scaler
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def train_step(model: nn.Module, batch: dict, course: training.Training) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """One step of SGD; returns the losses with the gradient norm, and the edge logits (B, 1, C/4, C/4)."""
+    run = course.run
     with run.autocast():
         logits, displacement = model(normalize(batch["image"], batch["inside"]))
     label = batch["label"][:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
     sums = sum_over_pairs(logits, displacement, label, search_paths(RADIUS))
     losses = inter_pixel_losses(sums._replace(count=run.mean(sums.count)))  # means over the pairs of all processes
-    norm = optim.descend(sum(losses.values()) / 2, optimizer, schedule, scaler)
+    norm = course.descend(sum(losses.values()) / 2)
     return {**dict(zip(losses, run.mean(torch.stack([*losses.values()])))), "grad_norm": norm}, logits
 
 
@@ -81,7 +79,7 @@ def train_step(
 def mean_displacement(model: IRN, entries: Entries, args: argparse.Namespace, run: stage.Stage) -> torch.Tensor:
     """(2,) the mean displacement over the pictures, each cut or padded to the crop at its top left corner, in cells."""
     mine = run.shard(entries)
-    loader = inference_loader(Pyramids(mine, np.zeros((len(mine), 0)), [1.0]), args.num_workers, pin_memory=run.on_gpu)
+    loader = inference_loader(Pyramids(mine, None, [1.0]), args.num_workers, pin_memory=run.on_gpu)
     total = torch.zeros(2, dtype=torch.float64)
     for item in tqdm(loader, desc="mean displacement", unit="picture", disable=not run.is_main):
         image = normalize(item.images[0][None].to(run.device))
@@ -104,11 +102,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     model = IRN()
     start_backbone(model.resnet50, args.weights)
     model.to(run.device, memory_format=torch.channels_last).train()
-    optimizer, schedule = optim.poly_sgd(
-        model.edge_parameters(), model.displacement_parameters(), args.lr, course.steps, args.momentum, args.wt_dec
-    )
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
-    course.begin({"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler})
+    course.begin(model, model.edge_parameters(), model.displacement_parameters())
     parallel = DistributedDataParallel(model) if run.world_size > 1 else model
 
     label_path = functools.partial(label_file.path_of, folder)
@@ -116,9 +110,9 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, course.start, run.rank, run.world_size)
     run.say(f"{len(entries)} pictures, {course.plan}")
     for batch in course.batches(training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu)):
-        losses, logits = train_step(parallel, batch, run, optimizer, schedule, scaler)
+        losses, logits = train_step(parallel, batch, course)
         picture = functools.partial(edge_sheet, batch["image"], batch["label"], logits)
-        course.record(losses, schedule.get_last_lr()[0], picture, "picture_label_edge")
+        course.record(losses, picture, "picture_label_edge")
     model.eval()
     model.set_mean_displacement(mean_displacement(model, entries, args, run))
     course.finish()

@@ -27,7 +27,7 @@ from data.transforms import normalize
 from errors import InputError
 from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE
-from tool import cam_file, metrics, optim, stage, training
+from tool import cam_file, metrics, stage, training
 from tool.imagenet_weights import start_backbone
 from tool.visualize import training_sheet
 
@@ -73,12 +73,12 @@ def build_model(weights: str, num_classes: int) -> SIPE:
     return model
 
 
-def train_step(model: nn.Module, batch: dict, run: stage.Stage, optimizer, schedule, scaler) -> tuple[dict[str, torch.Tensor], Any]:
+def train_step(model: nn.Module, batch: dict, course: training.Training) -> tuple[dict[str, torch.Tensor], Any]:
     """One step of SGD; returns losses with the gradient norm before clipping, and what the network found."""
-    with run.autocast():
+    with course.run.autocast():
         found = model(normalize(batch["image"], batch["inside"]), batch["label"], batch["inside"])
         losses = {"cls": classification_loss(found.score, batch["label"]), "gsc": consistency_loss(found.cam, found.is_cam)}
-    norm = optim.descend(losses["cls"] + losses["gsc"], optimizer, schedule, scaler, max_norm=1.0)
+    norm = course.descend(losses["cls"] + losses["gsc"], max_norm=1.0)
     return {**losses, "grad_norm": norm}, found
 
 
@@ -125,11 +125,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     validation = validation_set(args, dataset)
     stage.seed_everything(args.seed)
     model = build_model(args.weights, dataset.num_classes).to(run.device, memory_format=torch.channels_last)
-    optimizer, schedule = optim.poly_sgd(
-        model.backbone_parameters(), model.head_parameters(), args.lr, course.steps, args.momentum, args.wt_dec
-    )
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp is torch.float16)
-    course.begin({"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler})
+    course.begin(model, model.backbone_parameters(), model.head_parameters())
     if args.weights == "none" and run.world_size > 1 and run.on_gpu:
         model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU
     parallel = (DistributedDataParallel(model) if run.world_size > 1 else model).train()
@@ -140,9 +136,9 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     if validation:
         run.say(f"validation reads the pixel labels of {len(validation[0])} pictures; nothing is chosen by it")
     for batch in course.batches(training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu)):
-        losses, found = train_step(parallel, batch, run, optimizer, schedule, scaler)
+        losses, found = train_step(parallel, batch, course)
         picture = functools.partial(training_sheet, batch["image"], found.cam, found.is_cam, batch["label"])
-        course.record(losses, schedule.get_last_lr()[0], picture, "picture_cam_is_cam")
+        course.record(losses, picture, "picture_cam_is_cam")
         if course.epoch_ends and validation:
             miou = validate(model, dataset, *validation, run, args.num_workers)
             run.say(f"after {course.step // epoch_steps} epochs: IS-CAM mIoU {miou:.2f} at one scale (from pixel labels)")

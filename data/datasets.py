@@ -10,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .entries import Entries
 from .images import orientation, read_mask, read_picture, stored_size, to_upright_frame
-from .transforms import augment, augment_pair, pyramid, to_tensor
+from .transforms import augment, augment_pair, pyramid, shrink, to_tensor
 
 
 class TrainingCrops(TorchDataset):
@@ -82,10 +82,14 @@ class Pyramid(NamedTuple):
 
 
 class Pyramids(TorchDataset):
-    """Whole pictures at several scales, for inference."""
+    """Whole pictures at several scales, for inference.
 
-    def __init__(self, entries: Entries, labels: np.ndarray, scales: Sequence[float]):
-        self.entries, self.labels, self.scales = entries, labels, scales
+    labels: (len(entries), K-1); None where there are none. max_side: larger pictures are shrunk to it before they are scaled.
+    """
+
+    def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int | None = None):
+        self.entries, self.scales, self.max_side = entries, scales, max_side
+        self.labels = np.zeros((len(entries), 0), np.float32) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -93,4 +97,5 @@ class Pyramids(TorchDataset):
     def __getitem__(self, index: int) -> Pyramid:
         path = self.entries[index].picture
         picture = read_picture(path)
-        return Pyramid(index, pyramid(picture, self.scales), torch.from_numpy(self.labels[index]), picture.shape[:2], orientation(path))
+        images = pyramid(shrink(picture, self.max_side), self.scales)
+        return Pyramid(index, images, torch.from_numpy(self.labels[index]), picture.shape[:2], orientation(path))

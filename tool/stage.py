@@ -33,16 +33,27 @@ def parser(doc: str, datasets: list[str], device: bool = True, most_workers: int
         help="folder for everything that this run writes; all its stages share it (default runs/DATASET)",
     )
     if device:
-        parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
-        parser.add_argument(
-            "--amp",
-            choices=AMP,
-            default="off",
-            help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off: float32 as published; "
-            "GPUs that have TF32 use it)",
-        )
+        add_device(parser)
     add_workers(parser, most_workers)
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Give a command that computes with a network its flags --device and --amp."""
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--amp",
+        choices=AMP,
+        default="off",
+        help="precision of the convolutions; seeds, prototypes and losses stay float32 (default off: float32 as published; "
+        "GPUs that have TF32 use it)",
+    )
+
+
+def check_scales(parser: argparse.ArgumentParser, scales: Sequence[float]) -> None:
+    """End with argparse's error where a factor by which pictures are resized is out of range."""
+    if not all(0 < scale <= 8 for scale in scales):
+        parser.error("--scales are above 0 and at most 8")
 
 
 def add_workers(parser: argparse.ArgumentParser, most_workers: int | None = 8) -> None:

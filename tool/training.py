@@ -1,7 +1,8 @@
 """What every training stage shares: flags, a recipe that a run keeps, checkpoints to go on from, and what is shown meanwhile."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from errors import InputError
 
-from . import checkpoint
+from . import checkpoint, optim
 from .journal import Journal
 from .stage import Stage
 
@@ -21,8 +22,16 @@ from .stage import Stage
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
 
 
-def add_flags(parser: argparse.ArgumentParser, batch_size: int, max_epochs: int, lr_help: str) -> None:
-    """Give a training stage the flags that all of them have."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    max_epochs: int,
+    lr_help: str,
+    lr: float = 0.1,
+    momentum: float = 1e-4,
+    wt_dec: float = 1e-4,
+) -> None:
+    """Give a training stage the flags that all of them have; the numbers are their defaults."""
     parser.add_argument(
         "--list",
         "--train_list",
@@ -42,9 +51,10 @@ def add_flags(parser: argparse.ArgumentParser, batch_size: int, max_epochs: int,
         "--max_epochs", "--max_epoches", type=int, default=max_epochs, help=f"times that every picture is seen (default {max_epochs})"
     )
     parser.add_argument("--crop_size", type=int, default=512, help="side of the training crop, pixels, best a multiple of 16 (default 512)")
-    parser.add_argument("--lr", type=float, default=0.1, help=f"{lr_help} (default 0.1)")
-    parser.add_argument("--momentum", type=float, default=1e-4, help="of SGD; the published numbers have practically none (default 1e-4)")
-    parser.add_argument("--wt_dec", type=float, default=1e-4, help="weight decay (default 1e-4)")
+    parser.add_argument("--lr", type=float, default=lr, help=f"{lr_help} (default {lr})")
+    published = "; the published numbers have practically none" if momentum < 0.01 else ""
+    parser.add_argument("--momentum", type=float, default=momentum, help=f"of SGD{published} (default {momentum})")
+    parser.add_argument("--wt_dec", type=float, default=wt_dec, help=f"weight decay (default {wt_dec})")
     parser.add_argument(
         "--save_every", type=int, default=500, help="save progress every so many steps too; 0: only after an epoch (default 500)"
     )
@@ -65,6 +75,12 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     for flag in ("seed", "lr", "momentum", "wt_dec", "save_every"):
         if not 0 <= getattr(args, flag) < 2**32:
             parser.error(f"--{flag} is at least 0, and below 2 to the 32nd")
+
+
+def check_scale_range(parser: argparse.ArgumentParser, scales: Sequence[float]) -> None:
+    """End with argparse's error where a range of random factors is none."""
+    if not 0 < scales[0] <= scales[1] <= 8:
+        parser.error("--scales takes the smallest and the largest factor, above 0 and at most 8")
 
 
 def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None:
@@ -113,8 +129,7 @@ class Training:
     def _read_own(self, path: Path) -> dict[str, Any]:
         """A checkpoint that this very run wrote. Raises InputError for one of another recipe."""
         content = checkpoint.read(path)
-        before = content.get("arguments")
-        before = before if isinstance(before, dict) else {}
+        before = checkpoint.arguments(content)
         changed = [name for name, value in self.kept.items() if before.get(name) != value]
         if changed:
             told = [f"--{name} {before.get(name)} (now {self.kept[name]})" for name in changed if name != "digest"]
@@ -122,15 +137,18 @@ class Training:
             raise InputError(f"{path}: was trained with {', '.join(told)}; use the same again, another --run_dir, or --no-resume")
         return content
 
-    def begin(self, parts: dict[str, Any]) -> None:
-        """Put every part (model, optimizer, ...) back to where the stopped run left it, and torch's generator too."""
-        self.parts = parts
+    def begin(self, model: nn.Module, backbone: Iterable[nn.Parameter], heads: Iterable[nn.Parameter]) -> None:
+        """Make the optimizer of both groups; put all back to where the stopped run left it, torch's generator too."""
+        args = self.args
+        self.optimizer, self.schedule = optim.poly_sgd(backbone, heads, args.lr, self.steps, args.momentum, args.wt_dec)
+        self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.amp is torch.float16)
+        self.parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         if not self.args.resume and self.run.is_main:  # what is left of an earlier training must not pass for this one
             self.last.unlink(missing_ok=True)
             self.final.unlink(missing_ok=True)
         if self._before:
             try:
-                for name, part in parts.items():
+                for name, part in self.parts.items():
                     part.load_state_dict(self._before[name])
                 torch.set_rng_state(self._before["rng"])
                 self.start = self._before["step"]
@@ -158,7 +176,11 @@ class Training:
     def epoch_ends(self) -> bool:
         return self.step % self.epoch_steps == 0
 
-    def record(self, losses: dict[str, torch.Tensor], lr: float, picture: Callable[[], np.ndarray], picture_name: str) -> None:
+    def descend(self, loss: torch.Tensor, max_norm: float = math.inf) -> torch.Tensor:
+        """One step down; returns the gradient's norm before it is clipped to max_norm."""
+        return optim.descend(loss, self.optimizer, self.schedule, self.scaler, max_norm)
+
+    def record(self, losses: dict[str, torch.Tensor], picture: Callable[[], np.ndarray], picture_name: str) -> None:
         """Show a step's losses and, more rarely, a picture; save the progress where it is due.
 
         Raises InputError where the weights to be saved are not finite any more.
@@ -169,6 +191,7 @@ class Training:
         if saves and not all(weights.isfinite().all() for weights in model.parameters()):
             raise InputError(f"step {step}: the weights are not finite any more; train anew (--no-resume) with a smaller --lr")
         if self.journal.wants(step):
+            lr = self.schedule.get_last_lr()[0]
             speed = (step - self.start) * self.args.batch_size / self.bar.format_dict["elapsed"]
             self.journal.scalars(step, {name: value.item() for name, value in losses.items()} | {"lr": lr, "images/s": speed}, self.bar)
         if self.journal.wants(step, pictures=True):

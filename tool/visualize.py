@@ -1,7 +1,7 @@
 """Pictures of results: overlays, contact sheets and bar charts."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -33,13 +33,12 @@ def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor,
 
     image (B, 3, H, W) uint8, cam and is_cam (B, K, h, w) in [0, 1], label (B, K-1). Returns (rows * H, 3 * W, 3) uint8.
     """
-    lines = []
-    for i in range(min(rows, len(image))):
-        picture = image[i].permute(1, 2, 0).cpu().numpy()
+
+    def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
         shown = int(label[i].argmax()) + 1
-        maps = [cv2.resize(kind[i, shown].detach().float().cpu().numpy(), picture.shape[1::-1]) for kind in (cam, is_cam)]
-        lines.append(np.hstack([picture, *(heat(picture, one) for one in maps)]))
-    return np.vstack(lines)
+        return [heat(picture, _enlarged(kind[i, shown], picture)) for kind in (cam, is_cam)]
+
+    return _sheet(image, panels, rows)
 
 
 def edge_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4) -> np.ndarray:
@@ -47,12 +46,35 @@ def edge_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, r
 
     image (B, 3, H, W) uint8, label (B, H, W) uint8, logits (B, 1, h, w). Returns (rows * H, 3 * W, 3) uint8.
     """
-    lines = []
-    for i in range(min(rows, len(image))):
-        picture = image[i].permute(1, 2, 0).cpu().numpy()
-        edge = cv2.resize(logits[i, 0].detach().float().sigmoid().cpu().numpy(), picture.shape[1::-1])
-        lines.append(np.hstack([picture, overlay(picture, label[i].cpu().numpy()), heat(picture, edge)]))
-    return np.vstack(lines)
+
+    def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
+        return [overlay(picture, label[i].cpu().numpy()), heat(picture, _enlarged(logits[i, 0].sigmoid(), picture))]
+
+    return _sheet(image, panels, rows)
+
+
+def segmentation_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4) -> np.ndarray:
+    """Crop, pseudo label and prediction, a row for each of the first pictures.
+
+    image (B, 3, H, W) uint8, label (B, H, W) uint8, logits (B, K, h, w). Returns (rows * H, 3 * W, 3) uint8.
+    """
+
+    def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
+        prediction = logits[i].argmax(0).to(torch.uint8).cpu().numpy()
+        enlarged = cv2.resize(prediction, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        return [overlay(picture, label[i].cpu().numpy()), overlay(picture, enlarged)]
+
+    return _sheet(image, panels, rows)
+
+
+def _sheet(image: torch.Tensor, panels: Callable[[int, np.ndarray], list[np.ndarray]], rows: int) -> np.ndarray:
+    """The first pictures of a batch, each beside its panels."""
+    pictures = [one.permute(1, 2, 0).cpu().numpy() for one in image[:rows]]
+    return np.vstack([np.hstack([picture, *panels(i, picture)]) for i, picture in enumerate(pictures)])
+
+
+def _enlarged(activation: torch.Tensor, picture: np.ndarray) -> np.ndarray:
+    return cv2.resize(activation.detach().float().cpu().numpy(), picture.shape[1::-1])
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path, dpi: int = 130) -> None:

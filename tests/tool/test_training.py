@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from errors import InputError
-from tool import checkpoint, optim, training
+from tool import checkpoint, training
 from tool.stage import Stage
 
 EPOCH_STEPS = 3
@@ -35,15 +35,14 @@ def train(course: training.Training, stop_after: int | None = None, spoil: bool 
     """Train three weights on numbers that torch draws; returns the steps that were taken."""
     torch.manual_seed(0)
     model, taken = nn.Linear(2, 1), []
-    optimizer, schedule = optim.poly_sgd([model.weight], [model.bias], course.args.lr, course.steps, momentum=0.5, weight_decay=0.1)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    course.begin({"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler})
+    course.args.momentum, course.args.wt_dec = 0.5, 0.1
+    course.begin(model, [model.weight], [model.bias])
     for batch in course.batches([{"value": torch.tensor([step, 1.0])} for step in range(course.start, course.steps)]):
         loss = (model(batch["value"]) - torch.rand(1)).square().sum()
-        norm = optim.descend(loss, optimizer, schedule, scaler, max_norm=1)
+        norm = course.descend(loss, max_norm=1)
         if spoil:
             model.bias.data.fill_(torch.nan)
-        course.record({"loss": loss, "norm": norm}, schedule.get_last_lr()[0], lambda: np.zeros((4, 4, 3), np.uint8), "nothing")
+        course.record({"loss": loss, "norm": norm}, lambda: np.zeros((4, 4, 3), np.uint8), "nothing")
         taken.append(course.step)
         if course.step == stop_after:
             course.journal.close()

@@ -1,0 +1,82 @@
+"""DeepLab on torchvision's ResNet: the segmentation networks that learn from pseudo labels (SIPE section 4.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from .resnet50 import WIDTHS
+
+HEADS = ("deeplabv2", "deeplabv3")
+BACKBONES = ("resnet101", "resnet50")
+NETWORKS = tuple(f"{head}_{backbone}" for head in HEADS for backbone in BACKBONES)
+RATES = {"deeplabv2": (6, 12, 18, 24), "deeplabv3": (12, 24, 36)}  # of the atrous convolutions at stride 8, as published
+
+
+class MultiRateClassifier(nn.Module):
+    """DeepLab-v2's classifier: the sum of 3x3 convolutions at several dilation rates (Chen et al., TPAMI 2018, ASPP-L)."""
+
+    def __init__(self, width: int, num_classes: int, rates: Sequence[int]):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(width, num_classes, 3, padding=rate, dilation=rate) for rate in rates)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        return sum(branch(feature) for branch in self.branches)
+
+
+class DeepLab(nn.Module):
+    """A dilated ResNet, which keeps its ImageNet BatchNorm statistics, under DeepLab-v2's classifier or torchvision's DeepLab-v3 head.
+
+    Args:
+        network: one of NETWORKS.
+        num_classes: K, background included.
+        output_stride: 8, or 16 for a quarter of the work in layer3 and layer4; the rates of the head follow it.
+    """
+
+    def __init__(self, network: str, num_classes: int, output_stride: int = 8):
+        super().__init__()
+        head, backbone = network.split("_")
+        rates = [rate * 8 // output_stride for rate in RATES[head]]
+        trunk = get_model(backbone, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True])
+        self.backbone = nn.Sequential()
+        for name, module in list(trunk.named_children())[:-2]:  # all but the pooling and the 1000-way head
+            self.backbone.add_module(name, module)
+        self.classifier = {"deeplabv2": MultiRateClassifier, "deeplabv3": DeepLabHead}[head](WIDTHS[-1], num_classes, rates)
+        self.train(self.training)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], num_classes: int) -> "DeepLab | None":
+        """The network that train_seg.py's arguments tell of; None where they tell of none."""
+        network, output_stride = arguments.get("network"), arguments.get("output_stride")
+        return cls(network, num_classes, output_stride) if network in NETWORKS and output_stride in (8, 16) else None
+
+    def train(self, mode: bool = True) -> "DeepLab":
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised -> class logits (B, K, H / stride, W / stride), rounded up."""
+        return self.classifier(self.backbone(image))
+
+    @torch.no_grad()
+    def segment(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Class probabilities of a picture, the mean over its scales and their mirrors.
+
+        images: (1, 3, H', W') normalised, one a scale; size: (H, W) of what is returned. Returns (K, H, W) float32, of sum 1.
+        """
+        total = 0
+        for image in images:
+            logits = self(torch.cat([image, image.flip(3)])).float()
+            straight, mirrored = F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+            total = total + straight + mirrored.flip(2)
+        return total / (2 * len(images))
