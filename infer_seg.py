@@ -54,8 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--save_prob",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="write the probabilities, too: NAME.npz with keys (k,) and probability (k, H, W) in float16; classes that win no pixel and reach "
-        "0.1 nowhere are left out (default off)",
+        help="write the probabilities, too: NAME.npz with keys (k,) and probability (k, H, W) in float16, without the classes that win no "
+        "pixel and reach 0.1 nowhere (default off)",
     )
     parser.add_argument(
         "--submission", type=Path, help="pack the masks into this .tgz, in the form that VOC's test server takes (default off)"

@@ -26,12 +26,12 @@ mkdir -p runs
 [ -s runs/resnet50_imagenet.pth ] || "$PYTHON" -m tool.imagenet_weights runs/resnet50_imagenet.pth
 
 DATA=(--dataset folder --dataset_root runs/demo_data --run_dir "$RUN_DIR")
-launch 1 train_resnet50_SIPE.py "${DATA[@]}" --weights runs/resnet50_imagenet.pth --seed "$SEED" \
+launch 1 train_resnet50_SIPE "${DATA[@]}" --weights runs/resnet50_imagenet.pth --seed "$SEED" \
     --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
-launch 1 make_cam.py "${DATA[@]}" --scales 1.0 0.5
-launch 1 eval_cam.py "${DATA[@]}"
-launch 1 make_seg_labels.py "${DATA[@]}" --refine crf
-launch 1 eval_seg.py "${DATA[@]}"
+launch 1 make_cam "${DATA[@]}" --scales 1.0 0.5
+launch 1 eval_cam "${DATA[@]}"
+launch 1 make_seg_labels "${DATA[@]}" --refine crf
+launch 1 eval_seg "${DATA[@]}"
 echo "the pictures: $PWD/runs/demo_data/images"
 echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; the refined labels: $RUN_DIR/eval_seg_label_sheet.png"
 echo "the training: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -137,12 +137,7 @@ class Dataset:
         """Image-level labels (len(entries), K-1) float32 0/1. Complains of a picture without a tag, and of tags that are no classes."""
         if not self._has_table:
             return np.array([self._annotated(name, complain) for name in entries.names()], np.float32)
-        table = self.tag_table(complain)
-        none = np.zeros((1, self.num_classes - 1), np.uint8)
-        labels = np.concatenate([table.labels, none])[[table.row.get(name, -1) for name in entries.names()]]
-        for i in np.flatnonzero(~labels.any(1)):
-            complain(f"{self.root / TAGS}: picture {entries[i].name} has no tag; tag it or take it off the list")
-        return labels.astype(np.float32)
+        return self.tag_table(complain).labels_of(entries.names(), self.root / TAGS, complain)
 
     def tag_table(self, complain: Complain = refuse) -> tables.TagTable:
         """All that the tag table holds. Raises InputError where there is none."""

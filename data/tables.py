@@ -74,6 +74,15 @@ class TagTable(NamedTuple):
     line: list[int]  # where each row stands in the file
     labels: np.ndarray  # (rows, K-1) uint8 0/1
 
+    def labels_of(self, names: Iterable[str], path: Path, complain: Complain = refuse) -> np.ndarray:
+        """Image-level labels (names, K-1) float32 0/1 of some pictures, from the table at `path`. Complains of one without a tag."""
+        names = list(names)
+        none = np.zeros((1, self.labels.shape[1]), np.uint8)
+        labels = np.concatenate([self.labels, none])[[self.row.get(name, -1) for name in names]]
+        for i in np.flatnonzero(~labels.any(1)):
+            complain(f"{path}: picture {names[i]} has no tag; tag it or leave it out")
+        return labels.astype(np.float32)
+
 
 def read_tags(path: Path, class_names: tuple[str, ...], complain: Complain = refuse) -> TagTable:
     """The tag table of a dataset: a CSV of name,class;class, with or without the heading name,classes.

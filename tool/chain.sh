@@ -21,9 +21,19 @@ absolute() {  # a path as given where the command was called
     esac
 }
 
-STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg"
+STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred"
+FROM=${STAGES%% *}
+UNTIL=${STAGES##* }
 
-read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS and REFINE; note the further flags of stages
+check_stage() {  # check_stage FLAG STAGE: end the chain where there is no such stage
+    [[ $2 != *" "* && " $STAGES " == *" $2 "* ]] || complain "$1 $2: no such stage; there are $STAGES"
+}
+
+wanted() {  # wanted STAGE: does it lie between --from and --until?
+    [[ " ${STAGES%%"$FROM"*}" != *" $1 "* && "${STAGES#*"$UNTIL"} " != *" $1 "* ]]
+}
+
+read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS, REFINE, FROM and UNTIL; note the further flags of stages
     local flags
     unset $(printf 'FLAGS_%s ' $STAGES)
     while [ $# -gt 0 ]; do
@@ -32,9 +42,11 @@ read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS an
             --run_dir) RUN_DIR=$(value "$@") ;;
             --gpus) GPUS=$(value "$@") ;;
             --refine) REFINE=$(value "$@") ;;
+            --from) FROM=$(value "$@"); check_stage --from "$FROM" ;;
+            --until) UNTIL=$(value "$@"); check_stage --until "$UNTIL" ;;
             --with)
                 [ $# -gt 2 ] || complain "--with takes a stage and its flags in quotes"
-                [[ $2 != *" "* && " $STAGES " == *" $2 "* ]] || complain "--with $2: no such stage; there are $STAGES"
+                check_stage --with "$2"
                 flags=FLAGS_$2
                 printf -v "$flags" %s "${!flags-} $3"
                 shift
@@ -46,19 +58,21 @@ read_arguments() {  # read_arguments "$@": change DATASET_ROOT, RUN_DIR, GPUS an
     done
     [[ $GPUS =~ ^(1|2|4|8|16)$ ]] || complain "--gpus $GPUS: the batch of 16 is shared by 1, 2, 4, 8 or 16 GPUs"
     [[ $REFINE =~ ^(irn|crf)$ ]] || complain "--refine $REFINE: labels are refined by irn or crf"
+    wanted "$FROM" || complain "--from $FROM: comes after --until $UNTIL; the order is $STAGES"
     [ -n "$DATASET_ROOT" ] || complain "give --dataset_root DIR"
     DATASET_ROOT=$(absolute "$DATASET_ROOT")
     RUN_DIR=$(absolute "$RUN_DIR")
 }
 
-launch() {  # launch PROCESSES SCRIPT ARGUMENT...: one process, or torchrun with one process a GPU
-    local flags=FLAGS_${2%.py} more
+launch() {  # launch PROCESSES STAGE ARGUMENT...: a stage, if it is wanted, by one process, or by torchrun with one process a GPU
+    local script=${2%_pred}.py flags=FLAGS_$2 more
+    wanted "$2" || return 0
     read -ra more <<<"${!flags-}"
     echo "== $2"
     if [ "$1" -gt 1 ]; then
-        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" "${@:2}" ${more[@]+"${more[@]}"}
+        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$1" "$script" "${@:3}" ${more[@]+"${more[@]}"}
     else
-        "$PYTHON" "${@:2}" ${more[@]+"${more[@]}"}
+        "$PYTHON" "$script" "${@:3}" ${more[@]+"${more[@]}"}
     fi
 }
 
@@ -70,16 +84,19 @@ announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings
     echo "time: $((minutes / 60)) hours $((minutes % 60)) minutes on 2 CPU cores ($3 s a picture, all stages with the dense CRF); not measured on a GPU: the bars tell after a minute"
 }
 
-run_stages() {  # run_stages EVALUATE: all stages; the evaluations only where EVALUATE is 1, as they need masks
+run_stages() {  # run_stages EVALUATE LIST: all stages, the evaluations only where EVALUATE is 1, as they need masks; LIST: for the last two
     local data=(--dataset "$DATASET" --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR") labelling=1  # the CRF takes CPU cores only
-    launch "$GPUS" train_resnet50_SIPE.py "${data[@]}"
-    launch "$GPUS" make_cam.py "${data[@]}"
-    if [ "$1" = 1 ]; then launch 1 eval_cam.py "${data[@]}"; fi
+    launch "$GPUS" train_resnet50_SIPE "${data[@]}"
+    launch "$GPUS" make_cam "${data[@]}"
+    if [ "$1" = 1 ]; then launch 1 eval_cam "${data[@]}"; fi
     if [ "$REFINE" = irn ]; then
-        launch 1 make_ir_labels.py "${data[@]}"
-        launch "$GPUS" train_irn.py "${data[@]}"
+        launch 1 make_ir_labels "${data[@]}"
+        launch "$GPUS" train_irn "${data[@]}"
         labelling=$GPUS
     fi
-    launch "$labelling" make_seg_labels.py "${data[@]}" --refine "$REFINE"
-    if [ "$1" = 1 ]; then launch 1 eval_seg.py "${data[@]}"; fi
+    launch "$labelling" make_seg_labels "${data[@]}" --refine "$REFINE"
+    if [ "$1" = 1 ]; then launch 1 eval_seg "${data[@]}"; fi
+    launch "$GPUS" train_seg "${data[@]}" --max_epochs "$SEG_EPOCHS"
+    launch "$GPUS" infer_seg "${data[@]}" --list "$2"
+    if [ "$1" = 1 ]; then launch 1 eval_seg_pred "${data[@]}" --list "$2" --label_dir "$RUN_DIR/seg_pred"; fi
 }

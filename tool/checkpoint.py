@@ -75,12 +75,18 @@ def load_model(model: nn.Module, path: str | Path, class_names: tuple[str, ...],
 
 def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:
     """Raise InputError where a checkpoint in our format was trained on other classes than these."""
-    trained_on = tuple(content.get("class_names", class_names))
+    trained_on = class_names_of(content) or class_names
     if trained_on != class_names:
         raise InputError(
             f"{path}: was trained on {len(trained_on) - 1} classes ({_few(trained_on[1:])}), "
             f"the dataset has {len(class_names) - 1} ({_few(class_names[1:])}); use the dataset that it was trained on"
         )
+
+
+def class_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names that a checkpoint in our format holds, background first; none for another one."""
+    found = content.get("class_names")
+    return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else ()
 
 
 def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
