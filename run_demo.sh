@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job on pictures that the project draws itself: set-up, training, localization maps, refined labels, in minutes on a CPU.
+# The main job on pictures that the project draws itself: set-up, training, localization maps, refined labels, a segmentation network that is tried on
+# pictures that nothing was trained on, in minutes on a CPU.
 #
 #   bash run_demo.sh [--run_dir DIR] [--seed N]
 set -euo pipefail
@@ -23,15 +24,22 @@ if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=$PWD/run
 
 mkdir -p runs
 "$PYTHON" -m data.draw_demo runs/demo_data --pictures 180 --size 256
+"$PYTHON" -m data.draw_demo runs/demo_unseen --pictures 60 --size 256 --seed 1
 [ -s runs/resnet50_imagenet.pth ] || "$PYTHON" -m tool.imagenet_weights runs/resnet50_imagenet.pth
 
 DATA=(--dataset folder --dataset_root runs/demo_data --run_dir "$RUN_DIR")
-launch 1 train_resnet50_SIPE "${DATA[@]}" --weights runs/resnet50_imagenet.pth --seed "$SEED" \
-    --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
+UNSEEN=(--dataset folder --dataset_root runs/demo_unseen --run_dir "$RUN_DIR")
+START=(--weights runs/resnet50_imagenet.pth --seed "$SEED")
+launch 1 train_resnet50_SIPE "${DATA[@]}" "${START[@]}" --max_epochs 3 --crop_size 192 --resize_long 160 256 --log_every 5
 launch 1 make_cam "${DATA[@]}" --scales 1.0 0.5
 launch 1 eval_cam "${DATA[@]}"
 launch 1 make_seg_labels "${DATA[@]}" --refine crf
 launch 1 eval_seg "${DATA[@]}"
-echo "the pictures: $PWD/runs/demo_data/images"
+launch 1 train_seg "${DATA[@]}" "${START[@]}" --network deeplabv2_resnet50 --output_stride 16 \
+    --max_epochs 6 --crop_size 128 --batch_size 12 --scales 0.5 1.0 --log_every 5
+launch 1 infer_seg "${UNSEEN[@]}" --scales 1.0
+launch 1 eval_seg_pred "${UNSEEN[@]}" --label_dir "$RUN_DIR/seg_pred"
+echo "the pictures: $PWD/runs/demo_data/images; never trained on: $PWD/runs/demo_unseen/images"
 echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; the refined labels: $RUN_DIR/eval_seg_label_sheet.png"
-echo "the training: $PYTHON -m tensorboard.main --logdir $RUN_DIR"
+echo "the segmentation network on unseen pictures: $RUN_DIR/eval_seg_pred_sheet.png; on yours: $PYTHON predict.py PICTURE --ckpt $RUN_DIR/ckpt/seg.pth"
+echo "the trainings: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -187,7 +187,7 @@ def endings_of(wanted: str) -> tuple[str, ...]:
 def _files_in(folder: str) -> Iterator[str]:
     """The names of the files in a folder, in order and without hidden ones; none where there is no such folder."""
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(folder or ".") as found:
             return iter(sorted(one.name for one in found if not one.name.startswith(".") and one.is_file()))
     except (FileNotFoundError, NotADirectoryError):
         return iter(())

@@ -8,8 +8,6 @@ Writes fig/overview.jpg.
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from data.images import read_mask, read_picture
 from data.registry import DATASETS, open_dataset
 from errors import InputError
@@ -36,10 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = [visualize.heat(picture, maps.maps(kind)[1]) for kind in ("cam", "is_cam")]
         shown += [visualize.overlay(picture, label) for label in (maps.label("is_cam"), refined, truth)]
         rows.append((dataset.class_names[maps.keys[1]], [picture, *shown]))
-    path = Path(__file__).with_name("overview.png")
-    visualize.contact_sheet(rows, COLUMNS, path, dpi=90)
-    Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=90)  # a tenth of the size
-    path.unlink()
+    visualize.contact_sheet(rows, COLUMNS, Path(__file__).with_name("overview.jpg"), dpi=90)
 
 
 if __name__ == "__main__":

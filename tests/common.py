@@ -3,17 +3,26 @@
 import contextlib
 import io
 import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.registry import VOC
 from data.tables import read_classes
-from tool import cam_file, files
+from tool import cam_file, files, label_file
 
+ROOT = Path(__file__).resolve().parents[1]
 VOC_CLASSES = read_classes(VOC.classes)
 NAMES = [f"2007_{i:06d}" for i in range(6)]  # of the drawn dataset
 FIRST = NAMES[0]
@@ -56,6 +65,39 @@ def draw_maps(run_dir: Path, names: list[str] = NAMES) -> None:
         cam_file.save(cam_file.path_of(run_dir, name), [0, 12], (48, 64), is_cam=[maps])
 
 
+def label_of(folder: Path, name: str) -> np.ndarray:
+    """The class ids of a label image, which is a palette PNG in VOC's colours."""
+    with Image.open(label_file.path_of(folder, name)) as image:
+        assert (image.format, image.mode) == ("PNG", "P")
+        assert np.array_equal(np.array(image.getpalette()).reshape(-1, 3), label_file.palette())
+        return np.asarray(image)
+
+
+def probability_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The class ids and the probabilities that lie beside a label image, after a look whether they fit it."""
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays.files) == ["keys", "probability"]
+        keys, probability = arrays["keys"], arrays["probability"]
+    label = label_of(folder, name)
+    assert (probability.dtype, probability.shape) == (np.float16, (len(keys), *label.shape))
+    assert 0 <= probability.min() <= probability.max() <= 1
+    of_label = np.take_along_axis(probability, np.searchsorted(keys, label)[None], 0)
+    assert np.array_equal(of_label[0], probability.max(0))
+    return keys, probability
+
+
+def turn(picture: Path, twin: Path) -> Image.Image:
+    """Store a picture as one that lies on its side, as its EXIF orientation tells, and its upright twin in place of another.
+
+    PIL goes by what a file holds, so that a lossless PNG may be called .jpg. Returns the picture as it is stored.
+    """
+    stored, turned = Image.open(picture).convert("RGB"), Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise shows it upright
+    stored.save(picture, format="PNG", exif=turned)
+    stored.transpose(Image.Transpose.ROTATE_270).save(twin, format="PNG")
+    return stored
+
+
 def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -93,3 +135,43 @@ def stop_after(patch: pytest.MonkeyPatch, module: ModuleType, name: str, times: 
         return real(*args, **kwargs)
 
     patch.setattr(module, name, stopping)
+
+
+def kill_once_there(path: Path, script: ModuleType, flags: list) -> None:
+    """Start a script in a process of its own, with as many threads as here, and kill it as soon as a file is there."""
+    command = [sys.executable, script.__file__, *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not path.exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+IN_TWO_PROCESSES = """
+import importlib, json, os, sys
+todo = json.loads(sys.argv[1])
+scripts = [importlib.import_module(name) for name, *_ in todo]
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+for script, (_, port, *flags) in zip(scripts, todo):
+    os.environ["MASTER_PORT"] = port
+    script.main(flags)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+"""
+
+
+def in_two_processes(calls: list[list]) -> None:
+    """Run stages one after the other as torchrun does, each in two processes that meet at a port of its own; torch is imported once."""
+    ports = [socket.create_server(("127.0.0.1", 0)) for _ in calls]
+    todo = [[script.__name__, str(port.getsockname()[1]), *map(str, flags)] for port, (script, *flags) in zip(ports, calls)]
+    for port in ports:
+        port.close()
+    place = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IN_TWO_PROCESSES, json.dumps(todo)]
+    with subprocess.Popen(command, cwd=ROOT, env=place, start_new_session=True) as process:
+        try:
+            assert process.wait(timeout=300) == 0
+        finally:
+            if process.returncode != 0:
+                os.killpg(process.pid, signal.SIGKILL)

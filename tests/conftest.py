@@ -1,14 +1,22 @@
 """What the tests share: where reference data lies, and a tiny drawn dataset."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from data.images import read_picture
+from data.registry import VOC
+from data.tables import read_classes
+from data.transforms import normalize, to_tensor
+from network.deeplab import DeepLab
 from network.sipe import SIPE, release_names
+from tool import checkpoint
 
 pytest.register_assert_rewrite("common")
 
@@ -84,3 +92,30 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     torch.save(SIPE(2).resnet50.state_dict(), path)
     return path
+
+
+def untrained_sipe(picture: Path) -> SIPE:
+    """Random weights, less what all cells of a picture have in common, so that its cat and its dog are found somewhere in it."""
+    model = SIPE(21)
+    model.classifier.weight.data[[i for i in range(20) if i not in (7, 11)]] = 0
+    with torch.no_grad():
+        _, *layers = model.resnet50(normalize(to_tensor(read_picture(picture))[None]))
+        for branch, layer in zip((model.side1, model.side2, model.side3, model.side4, model.classifier), (*layers, layers[-1])):
+            common = F.normalize(layer.mean((0, 2, 3)), dim=0)
+            branch.weight -= torch.einsum("od,d,e->oe", branch.weight[:, :, 0, 0], common, common)[:, :, None, None]
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoints(fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The same untrained SIPE in our format and in the authors', and an untrained segmentation network; they are large and go away."""
+    folder, class_names = tmp_path_factory.mktemp("checkpoints"), list(read_classes(VOC.classes))
+    torch.manual_seed(0)
+    tensors = untrained_sipe(fixed_voc / "JPEGImages/2007_000000.jpg").state_dict()
+    checkpoint.save(folder / "ours.pth", {"model": tensors, "class_names": class_names, "arguments": {}})
+    checkpoint.save(folder / "authors.pth", {"net": {alias: value for name, value in tensors.items() for alias in release_names(name)}})
+    about = {"class_names": class_names, "arguments": {"network": "deeplabv2_resnet50", "output_stride": 16}}
+    checkpoint.save(folder / "segmentation.pth", {"model": DeepLab("deeplabv2_resnet50", 21, 16).state_dict(), **about})
+    yield {path.stem: path for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()

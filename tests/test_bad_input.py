@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,29 +13,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import FIRST, NAMES, VOC_CLASSES, cut_in_half, draw_maps, note_maps, times_below, write_lines
+from common import FIRST, NAMES, VOC_CLASSES, cut_in_half, data_flags, draw_maps, note_maps, times_below, write_lines
 from PIL import Image
 
 import eval_cam
 import eval_seg
+import infer_seg
 import make_cam
 import make_ir_labels
 import make_seg_labels
+import predict
 import train_irn
 import train_resnet50_SIPE as train
+import train_seg
 from data.registry import open_dataset
 from errors import InputError
 from network.irn import IRN
-from network.sipe import SIPE, release_names
 from tool import cam_file, checkpoint, files, label_file, stage, training
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg]
+STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg, train_seg, infer_seg]
 TRAIN = ["--device", "cpu", "--batch_size", 2, "--crop_size", 32, "--resize_long", 32, 48, "--weights", "none"]
 MAP = ["--device", "cpu", "--scales", 0.5]
 IRN_TRAIN = ["--device", "cpu", "--batch_size", 2, "--crop_size", 80]
 LABEL = ["--device", "cpu", "--refine", "none"]
 LABEL_BY_IRN = ["--device", "cpu", "--irn_ckpt"]
+SEG_TRAIN = ["--device", "cpu", "--batch_size", 2, "--crop_size", 32, "--network", "deeplabv2_resnet50", "--output_stride", 16]
+SEGMENT = ["--device", "cpu", "--scales", 0.5]
 MAP_READERS = [eval_cam, make_ir_labels, make_seg_labels]
 LABELS_NOTE = r"run/(ir|seg)_label/settings\.json"  # what a stage that makes labels writes first
 
@@ -70,7 +75,8 @@ def draw_labels(folder: Path, names: list[str] = NAMES) -> None:
 
 
 def flags_of(script, ckpt: Path) -> list:
-    return {train: TRAIN, make_cam: [*MAP, "--ckpt", ckpt], train_irn: IRN_TRAIN, make_seg_labels: LABEL}.get(script, [])
+    by_a_network = {make_cam: [*MAP, "--ckpt", ckpt], infer_seg: [*SEGMENT, "--ckpt", ckpt]}
+    return {train: TRAIN, train_irn: IRN_TRAIN, make_seg_labels: LABEL, train_seg: SEG_TRAIN, **by_a_network}.get(script, [])
 
 
 def write_list(root: Path, *lines: str) -> Path:
@@ -84,9 +90,9 @@ def refused(tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
     def refused(script, *flags, names: str | list[str], run_dir: Path | None = None, begins: str | None = None) -> str:
         run_dir = run_dir or tmp_path / "run"
         existed, before = run_dir.exists(), times_below(tmp_path)
-        common = ["--dataset_root", tiny_voc, "--run_dir", run_dir, "--num_workers", 0]
+        place = ["--output_dir", run_dir] if script is predict else ["--dataset_root", tiny_voc, "--run_dir", run_dir]
         with pytest.raises(InputError) as caught:
-            script.main([str(flag) for flag in (*common, *flags)])
+            script.main([str(flag) for flag in (*place, "--num_workers", 0, *flags)])
         message = str(caught.value)
         assert "\n" not in message
         assert "; " in message
@@ -99,19 +105,6 @@ def refused(tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
         return message
 
     return refused
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The same untrained network in our format and in the authors'."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    tensors = SIPE(21).state_dict()
-    checkpoint.save(folder / "ours.pth", {"model": tensors, "class_names": list(VOC_CLASSES), "arguments": {}})
-    checkpoint.save(folder / "authors.pth", {"net": {alias: value for name, value in tensors.items() for alias in release_names(name)}})
-    yield {"ours": folder / "ours.pth", "authors": folder / "authors.pth"}
-    for path in folder.iterdir():
-        path.unlink()
 
 
 class TestDataset:
@@ -237,12 +230,19 @@ class TestMasks:
 
 
 class TestPlace:
-    @pytest.mark.parametrize("script", [train, make_cam, *MAP_READERS], ids=lambda script: script.__name__)
-    def test_run_dir_below_a_file(self, refused, script, tmp_path, checkpoints):
+    @pytest.mark.parametrize("script", [train, make_cam, *MAP_READERS, train_seg, infer_seg], ids=lambda script: script.__name__)
+    def test_run_dir_below_a_file(self, refused, script, tmp_path, tiny_voc, checkpoints):
         (tmp_path / "file").write_text("in the way")
         run_dir = tmp_path / "file/run"
-        cure = "choose another folder" if script in (train, make_cam) else "correct --run_dir"
-        refused(script, *flags_of(script, checkpoints["ours"]), run_dir=run_dir, names=[str(run_dir), cure])
+        cure = "correct --run_dir" if script in MAP_READERS else "choose another folder"
+        labels = ["--label_dir", tiny_voc / "SegmentationClass"] if script is train_seg else []
+        ckpt = checkpoints["segmentation" if script is infer_seg else "ours"]
+        refused(script, *flags_of(script, ckpt), *labels, run_dir=run_dir, names=[str(run_dir), cure])
+
+    def test_predictions_below_a_file(self, refused, tiny_voc, tmp_path, checkpoints):
+        (tmp_path / "file").write_text("in the way")
+        flags = [tiny_voc / "JPEGImages", *SEGMENT, "--ckpt", checkpoints["segmentation"]]
+        refused(predict, *flags, run_dir=tmp_path / "file/out", names=[str(tmp_path / "file/out"), "choose another folder"])
 
     def test_scores_below_a_file(self, refused, tmp_path):
         (tmp_path / "file").write_text("in the way")
@@ -262,6 +262,21 @@ class TestPlace:
         draw_maps(tmp_path / "run")
         folder = tiny_voc / "SegmentationClass"
         refused(make_seg_labels, *LABEL, "--label_dir", folder, *more, names=["SegmentationClass/settings.json", "use another folder"])
+
+    @pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=str)
+    @pytest.mark.parametrize("others", [["--label_dir", "SegmentationClass"], []], ids=["masks", "pseudo labels"])
+    def test_masks_among_others(self, refused, tiny_voc, more, others, tmp_path, checkpoints):
+        """Neither the dataset's masks nor the labels that a network learned from are touched."""
+        draw_labels(tmp_path / "run/seg_label")
+        folder = tiny_voc / "SegmentationClass" if others else tmp_path / "run/seg_label"
+        flags = [*SEGMENT, "--ckpt", checkpoints["segmentation"], "--label_dir", folder, *more]
+        refused(infer_seg, *flags, names=[f"{folder}/settings.json", "infer_seg.py", "use another folder"])
+
+    def test_submission_below_a_file(self, refused, tiny_voc, tmp_path, checkpoints):
+        (tmp_path / "file").write_text("in the way")
+        listed = write_list(tiny_voc, FIRST)
+        flags = [*SEGMENT, "--ckpt", checkpoints["segmentation"], "--list", listed, "--submission", tmp_path / "file/mine.tgz"]
+        refused(infer_seg, *flags, names=["file/mine.tgz", "choose another folder"], begins=rf"run/seg_pred/(settings\.json|{FIRST}\.png)")
 
     @pytest.mark.parametrize("device", ["cuda:99", "cuda:1000", "gpu", "mps", "meta"])
     def test_device_that_is_not_there(self, refused, device, checkpoints):
@@ -290,6 +305,26 @@ class TestHostileFiles:
         def test_for_the_backbone(self, refused, payload, write, tmp_path):
             write(tmp_path / "hostile.pth", {"conv1.weight": payload})
             refused(train, *TRAIN, "--weights", tmp_path / "hostile.pth", names=["hostile.pth", "trust"], begins="")
+
+        def test_for_the_backbone_of_a_segmentation_network(self, refused, payload, write, tmp_path):
+            draw_labels(tmp_path / "run/seg_label")
+            write(tmp_path / "hostile.pth", {"conv1.weight": payload})
+            refused(train_seg, *SEG_TRAIN, "--weights", tmp_path / "hostile.pth", names=["hostile.pth", "trust"])
+
+        @pytest.mark.parametrize("name", ["seg_last.pth", "seg.pth"])
+        def test_for_resuming_a_segmentation_network(self, refused, payload, write, name, tmp_path):
+            draw_labels(tmp_path / "run/seg_label")
+            (tmp_path / "run/ckpt").mkdir()
+            write(tmp_path / "run/ckpt" / name, {"model": payload, "arguments": payload})
+            refused(train_seg, *SEG_TRAIN, names=[f"run/ckpt/{name}", "trust"])
+
+        def test_for_masks(self, refused, payload, write, tmp_path):
+            write(tmp_path / "hostile.pth", {"model": payload, "class_names": list(VOC_CLASSES)})
+            refused(infer_seg, *SEGMENT, "--ckpt", tmp_path / "hostile.pth", names=["hostile.pth", "trust"])
+
+        def test_for_predictions(self, refused, payload, write, tiny_voc, tmp_path):
+            write(tmp_path / "hostile.pth", {"net": payload})
+            refused(predict, tiny_voc / "JPEGImages", "--ckpt", tmp_path / "hostile.pth", names=["hostile.pth", "trust"])
 
         def test_of_irn(self, refused, payload, write, tmp_path):
             draw_maps(tmp_path / "run")
@@ -396,6 +431,13 @@ def recipe_of(root):
     return training.recipe(args, train.RECIPE, dataset.digest(entries, dataset.labels(entries).tobytes()))
 
 
+def seg_recipe_of(root, label_dir):
+    """What a training of a segmentation network with SEG_TRAIN's flags on these labels keeps to its end."""
+    dataset, args = open_dataset("voc", root), train_seg.parse_args([*map(str, SEG_TRAIN)])
+    digests = [hashlib.sha256(np.asarray(Image.open(label_file.path_of(label_dir, name)))).digest() for name in NAMES]
+    return training.recipe(args, train_seg.RECIPE, dataset.digest(dataset.entries("train_aug"), b"".join(digests)))
+
+
 def irn_recipe_of(root, label_dir):
     """What a training of IRN with IRN_TRAIN's flags on these labels keeps to its end."""
     dataset = open_dataset("voc", root)
@@ -441,6 +483,29 @@ class TestResuming:
         recipe = irn_recipe_of(tiny_voc, tmp_path / "run/ir_label") | {"weights": str(tiny_backbone)}
         checkpoint.save(tmp_path / "run/ckpt/irn_last.pth", {"arguments": recipe, "rng": 0})
         refused(train_irn, *IRN_TRAIN, "--weights", tiny_backbone, names=["run/ckpt/irn_last.pth: cannot be resumed", "--no-resume"])
+
+    @pytest.mark.parametrize("name", ["seg_last.pth", "seg.pth"])
+    @pytest.mark.parametrize(
+        ("more", "told"),
+        [
+            (["--scales", 1, 2], "--scales [0.5, 2.0] (now [1.0, 2.0])"),
+            (["--output_stride", 8], "--output_stride 16 (now 8)"),
+            (["--label_dir"], "labels"),
+        ],
+        ids=str,
+    )
+    def test_a_segmentation_network_with_another_recipe(self, refused, name, more, told, tiny_voc, tmp_path):
+        draw_labels(tmp_path / "run/seg_label")
+        more = [*more, tiny_voc / "SegmentationClass"] if more == ["--label_dir"] else more
+        checkpoint.save(tmp_path / "run/ckpt" / name, {"arguments": seg_recipe_of(tiny_voc, tmp_path / "run/seg_label"), "model": {}})
+        assert "--lr" not in refused(train_seg, *SEG_TRAIN, *more, names=[f"run/ckpt/{name}", told, "--no-resume"])
+
+    def test_a_segmentation_network_from_a_checkpoint_that_lacks_a_part(self, refused, tiny_voc, tiny_backbone, tmp_path):
+        draw_labels(tmp_path / "run/seg_label")
+        recipe = seg_recipe_of(tiny_voc, tmp_path / "run/seg_label") | {"weights": str(tiny_backbone)}
+        checkpoint.save(tmp_path / "run/ckpt/seg_last.pth", {"arguments": recipe, "rng": 0})
+        names = ["run/ckpt/seg_last.pth: cannot be resumed", "--no-resume"]
+        refused(train_seg, *SEG_TRAIN, "--weights", tiny_backbone, names=names)
 
 
 @pytest.mark.parametrize("script", MAP_READERS, ids=lambda script: script.__name__)
@@ -561,6 +626,14 @@ class TestWithoutPydensecrf:
     def test_a_stage_that_needs_it_says_what_to_install(self, refused, script, flags):
         refused(script, *flags, names=["pydensecrf", "pip install pydensecrf2"])
 
+    @pytest.mark.parametrize("script", [infer_seg, predict])
+    def test_a_segmentation_network_needs_it_for_borders_only(self, refused, tiny_voc, script, checkpoints, tmp_path):
+        flags = [*SEGMENT, "--ckpt", checkpoints["segmentation"]]
+        pictures = [tiny_voc / "JPEGImages"] if script is predict else ["--list", write_list(tiny_voc, *NAMES)]
+        refused(script, *pictures, *flags, "--crf", run_dir=tmp_path / "out", names=["pydensecrf", "pip install pydensecrf2"])
+        place = ["--output_dir", tmp_path / "out"] if script is predict else data_flags(tiny_voc, tmp_path / "out")
+        script.main([str(flag) for flag in (*place, *pictures, *flags, "--num_workers", 0)])
+
     def test_labels_without_it_are_made_and_scored(self, tiny_voc, tmp_path):
         common = [str(flag) for flag in ("--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 0)]
         make_seg_labels.main([*common, *LABEL])
@@ -664,7 +737,7 @@ class TestScoredLabels:
         return label_file.path_of(tmp_path / "run/seg_label", FIRST)
 
     def test_not_made_yet(self, refused):
-        refused(eval_seg, names=["run/seg_label", "run make_seg_labels.py first"])
+        refused(eval_seg, names=["run/seg_label", "correct --label_dir", "make them first"])
 
     def test_folder_that_is_not_there(self, refused, tmp_path):
         refused(eval_seg, "--label_dir", tmp_path / "nowhere", names=[str(tmp_path / "nowhere"), "--label_dir"])
@@ -701,6 +774,310 @@ class TestScoredLabels:
     def test_nothing_but_255(self, refused, path, tiny_voc):
         label_file.save(path, np.full((48, 64), 255, np.uint8))
         refused(eval_seg, "--list", write_list(tiny_voc, FIRST), names=["list.txt", "no pixel"])
+
+
+class TestPseudoLabels:
+    """What the segmentation network's training says of the labels that it learns from, before its first step."""
+
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        draw_labels(tmp_path / "run/seg_label")
+        return label_file.path_of(tmp_path / "run/seg_label", FIRST)
+
+    def test_not_made_yet(self, refused):
+        refused(train_seg, *SEG_TRAIN, names=["run/seg_label", "--label_dir", "make them first"])
+
+    def test_folder_that_is_not_there(self, refused, tmp_path):
+        flags = [*SEG_TRAIN, "--label_dir", tmp_path / "nowhere"]
+        refused(train_seg, *flags, names=[str(tmp_path / "nowhere"), "--label_dir", "make them first"])
+
+    def test_a_file_in_place_of_the_folder(self, refused, path):
+        refused(train_seg, *SEG_TRAIN, "--label_dir", path, names=[str(path), "--label_dir"])
+
+    def test_one_is_missing(self, refused, path):
+        path.unlink()
+        refused(train_seg, *SEG_TRAIN, names=[f"run/seg_label/{FIRST}.png", "make it first"])
+
+    def test_cut(self, refused, path):
+        cut_in_half(path)
+        refused(train_seg, *SEG_TRAIN, names=[f"run/seg_label/{FIRST}.png", "replace it"])
+
+    @pytest.mark.parametrize(
+        ("image", "names"),
+        [
+            (Image.new("L", (48, 64)), ["is 48x64, its picture 64x48"]),
+            (Image.new("L", (64, 48), 37), ["class 37", "0..20"]),
+            (Image.new("RGB", (64, 48)), ["RGB"]),
+        ],
+        ids=["another size", "an unknown class", "colours"],
+    )
+    def test_foreign(self, refused, path, image, names):
+        image.save(path)
+        refused(train_seg, *SEG_TRAIN, names=[f"run/seg_label/{FIRST}.png", *names])
+
+    def test_nothing_but_255(self, refused, path):
+        for name in NAMES:
+            label_file.save(path.with_name(f"{name}.png"), np.full((48, 64), 255, np.uint8))
+        refused(train_seg, *SEG_TRAIN, names=["run/seg_label", "no pixel of the 6 labels has a class", "all are 255"])
+
+    def test_too_few_are_left_for_a_batch(self, refused, path):
+        label_file.save(path, np.full((48, 64), 255, np.uint8))
+        refused(train_seg, *SEG_TRAIN, "--batch_size", 6, names=["train_aug", "5 pictures do not fill a batch", "--batch_size 5"])
+
+    @pytest.mark.parametrize("script", [train_seg, eval_seg], ids=lambda script: script.__name__)
+    @pytest.mark.parametrize(
+        "note",
+        [
+            {"made_by": "make_seg_labels", "refine": "crf", "cam": {"made_by": "make_cam", "class_names": ["background", "fish"]}},
+            {"made_by": "infer_seg", "class_names": ["background", "fish"]},
+        ],
+        ids=["by maps", "by a segmentation network"],
+    )
+    def test_of_other_classes(self, refused, path, script, note):
+        files.write_json(path.with_name("settings.json"), note)
+        refused(script, *flags_of(script, None), names=["run/seg_label/settings.json", "other classes", "--dataset"])
+
+    @pytest.mark.parametrize("script", [train_seg, eval_seg], ids=lambda script: script.__name__)
+    def test_with_a_damaged_note(self, refused, path, script):
+        cut_in_half(path.with_name("settings.json"))
+        refused(script, *flags_of(script, None), names=["run/seg_label/settings.json", "delete it"])
+
+    def test_backbone_that_is_not_there(self, refused, path):
+        refused(train_seg, *SEG_TRAIN, "--weights", "none.pth", names=["none.pth", "correct the path"])
+
+    def test_backbone_that_is_not_deep_enough(self, refused, path, tiny_backbone):
+        flags = [*SEG_TRAIN, "--network", "deeplabv2_resnet101", "--weights", tiny_backbone]
+        refused(train_seg, *flags, names=[str(tiny_backbone), "tensor layer3.6.conv1.weight is missing"])
+
+    def test_backbone_that_is_too_deep(self, refused, path, tiny_backbone, tmp_path):
+        deeper = torch.load(tiny_backbone, weights_only=True) | {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
+        torch.save(deeper, tmp_path / "resnet101.pth")
+        flags = [*SEG_TRAIN, "--weights", tmp_path / "resnet101.pth"]
+        refused(train_seg, *flags, names=["resnet101.pth", "tensor layer3.6.conv1.weight is of a deeper network"])
+        (tmp_path / "resnet101.pth").unlink()
+
+    def test_a_batch_of_one_for_deeplab_v3(self, refused, path):
+        flags = [*SEG_TRAIN, "--network", "deeplabv3_resnet50", "--batch_size", 1]
+        refused(train_seg, *flags, names=["--batch_size 1", "2 pictures a process"])
+
+    def test_a_picture_a_process_for_deeplab_v3(self, refused, path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        flags = [*SEG_TRAIN, "--network", "deeplabv3_resnet101", "--batch_size", 2]
+        refused(train_seg, *flags, names=["--batch_size 2", "2 pictures a process"])
+
+    def test_a_picture_that_cannot_be_read(self, refused, path, tiny_voc, tiny_backbone):
+        cut_in_half(tiny_voc / f"JPEGImages/{FIRST}.jpg")
+        flags = [*SEG_TRAIN, "--weights", tiny_backbone, "--batch_size", 6]
+        refused(train_seg, *flags, names=f"JPEGImages/{FIRST}.jpg", begins=r"run/tensorboard/seg/.*")
+
+
+class TestSegmentationCheckpoint:
+    """What infer_seg.py says of a checkpoint that is no segmentation network for this dataset."""
+
+    @pytest.fixture
+    def refused_file(self, refused, tmp_path) -> Iterator[Callable[..., str]]:
+        """Let infer_seg.py refuse a file with some content; it is large and goes away with the test."""
+
+        def refused_file(content, *names: str) -> str:
+            torch.save(content, tmp_path / "given.pth")
+            return refused(infer_seg, *SEGMENT, "--ckpt", tmp_path / "given.pth", names=["given.pth", *names])
+
+        yield refused_file
+        (tmp_path / "given.pth").unlink()
+
+    def test_not_trained_yet(self, refused):
+        refused(infer_seg, *SEGMENT, names=["run/ckpt/seg.pth", "train first"])
+
+    @pytest.mark.parametrize("kind", ["ours", "authors"])
+    def test_of_sipe(self, refused, checkpoints, kind):
+        refused(infer_seg, *SEGMENT, "--ckpt", checkpoints[kind], names=[f"{kind}.pth", "no segmentation network", "train_seg.py"])
+
+    def test_of_irn(self, refused_file):
+        content = {"model": IRN().state_dict(), "class_names": list(VOC_CLASSES), "arguments": {"crop_size": 512}}
+        refused_file(content, "no segmentation network", "train_seg.py")
+
+    def test_for_other_classes(self, refused_file):
+        content = {"model": {}, "class_names": ["background", "cat", "dog"], "arguments": {"network": "deeplabv2_resnet50"}}
+        refused_file(content, "2 classes (cat, dog)", "20")
+
+    def test_of_fewer_classes_than_it_says(self, refused_file, checkpoints):
+        content = checkpoint.read(checkpoints["segmentation"])
+        content["model"]["classifier.branches.0.weight"] = content["model"]["classifier.branches.0.weight"][:3]
+        refused_file(content, "tensor classifier.branches.0.weight is (3, 2048, 3, 3)", "(21, 2048, 3, 3)")
+
+    def test_of_another_backbone_than_it_says(self, refused_file, checkpoints):
+        content = checkpoint.read(checkpoints["segmentation"])
+        content["arguments"]["network"] = "deeplabv2_resnet101"
+        refused_file(content, "tensor backbone.layer3.6.conv1.weight is missing")
+
+    @pytest.mark.parametrize("arguments", [{}, None, {"network": "unet"}, {"network": ["deeplabv2_resnet50"], "output_stride": 8}], ids=str)
+    def test_without_a_network_that_is_known(self, refused_file, arguments):
+        refused_file({"model": {}, "class_names": list(VOC_CLASSES), "arguments": arguments}, "no segmentation network")
+
+    @pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {}, torch.zeros(2)], ids=str)
+    def test_of_something_else(self, refused_file, content):
+        refused_file(content)
+
+    @pytest.mark.parametrize("model", [None, [1], {}], ids=str)
+    def test_without_weights(self, refused_file, model):
+        arguments = {"network": "deeplabv2_resnet50", "output_stride": 16}
+        content = {"model": model, "class_names": list(VOC_CLASSES), "arguments": arguments}
+        refused_file(content, "tensor backbone.conv1.weight is missing")
+
+    def test_cut(self, refused, tmp_path):
+        torch.save({"model": {"backbone.conv1.weight": torch.zeros(1000)}}, tmp_path / "cut.pth")
+        cut_in_half(tmp_path / "cut.pth")
+        refused(infer_seg, *SEGMENT, "--ckpt", tmp_path / "cut.pth", names="cut.pth")
+
+    def test_a_picture_that_cannot_be_read(self, refused, checkpoints, tiny_voc):
+        cut_in_half(tiny_voc / f"JPEGImages/{FIRST}.jpg")
+        listed = write_list(tiny_voc, NAMES[1], FIRST, NAMES[2])
+        flags = [*SEGMENT, "--ckpt", checkpoints["segmentation"], "--list", listed]
+        refused(infer_seg, *flags, names=f"JPEGImages/{FIRST}.jpg", begins=rf"run/seg_pred/(settings\.json|{NAMES[1]}\.png)")
+
+
+class TestPredictions:
+    """What predict.py says of pictures, checkpoints, tags and places that it cannot use."""
+
+    @pytest.fixture
+    def pictures(self, tiny_voc) -> Path:
+        return tiny_voc / "JPEGImages"
+
+    @pytest.fixture
+    def ckpt(self, checkpoints) -> list:
+        return ["--ckpt", checkpoints["segmentation"]]
+
+    @pytest.fixture
+    def sipe(self, checkpoints) -> list:
+        return ["--ckpt", checkpoints["ours"]]
+
+    @pytest.mark.parametrize("given", ["none.jpg", "*.bmp", "**/*.tif", "nowhere/", "*.txt"])
+    def test_no_such_picture(self, refused, ckpt, pictures, given):
+        (pictures / "notes.txt").touch()
+        looked_for = f"{pictures}/{given.strip('/')}"
+        refused(predict, pictures / given, *ckpt, names=[looked_for, "no picture", "give pictures, folders or patterns"])
+
+    def test_one_of_several_is_missing(self, refused, ckpt, pictures):
+        refused(predict, pictures / f"{FIRST}.jpg", pictures / "none.jpg", *ckpt, names=["none.jpg", "no picture"])
+
+    def test_empty_folder(self, refused, ckpt, tmp_path):
+        (tmp_path / "empty").mkdir()
+        refused(predict, tmp_path / "empty", *ckpt, names=[str(tmp_path / "empty"), "no picture"])
+
+    def test_two_of_one_name(self, refused, ckpt, pictures, tmp_path):
+        shutil.copy(pictures / f"{FIRST}.jpg", tmp_path / f"{FIRST}.png")
+        names = [f"{FIRST}.png", f"{FIRST}.jpg", "different --output_dir"]
+        refused(predict, pictures, tmp_path / f"{FIRST}.png", *ckpt, names=names)
+
+    def test_two_of_one_name_in_a_folder(self, refused, ckpt, pictures):
+        shutil.copy(pictures / f"{FIRST}.jpg", pictures / f"{FIRST}.png")
+        refused(predict, pictures, *ckpt, names=[f"{FIRST}.jpg and {FIRST}.png", "rename one of them"])
+
+    @pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", None], ids=["empty", "no picture", "cut"])
+    def test_unreadable(self, refused, ckpt, pictures, content):
+        """What was read before it keeps its mask."""
+        path = pictures / f"{NAMES[1]}.jpg"
+        path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+        begins = rf"run/{FIRST}(\.png|_overlay\.jpg)"
+        refused(predict, pictures, *SEGMENT, *ckpt, names=[f"{NAMES[1]}.jpg", "not a readable picture"], begins=begins)
+
+    def test_a_file_that_is_no_picture(self, refused, ckpt, pictures):
+        (pictures / "notes.txt").write_text("no picture")
+        refused(predict, pictures / "notes.txt", *ckpt, names=["notes.txt", "not a readable picture"], begins="")
+
+    def test_sipe_without_tags(self, refused, sipe, pictures):
+        refused(predict, pictures, *sipe, names=["ours.pth", "is SIPE", "--tags or --tag_table"])
+
+    @pytest.mark.parametrize("flag", ["--tags", "--tag_table"])
+    def test_segmentation_network_with_tags(self, refused, ckpt, pictures, flag):
+        refused(predict, pictures, *ckpt, flag, "cat", names=["segmentation.pth", "by itself", "leave the tags out"])
+
+    def test_unknown_tag(self, refused, sipe, pictures):
+        refused(predict, pictures, *sipe, "--tags", "cat", "unicorn", names=["--tags", "'unicorn' is not a class"])
+
+    def test_the_background_is_no_tag(self, refused, sipe, pictures):
+        refused(predict, pictures, *sipe, "--tags", "background", names=["--tags", "'background' is not a class"])
+
+    def test_unknown_tag_in_the_table(self, refused, sipe, pictures, tmp_path):
+        table = write_lines(tmp_path / "tags.csv", "name,classes", f"{FIRST},unicorn")
+        refused(predict, pictures, *sipe, "--tag_table", table, names=["tags.csv, line 2", "unicorn"])
+
+    @pytest.mark.parametrize("row", [f"{NAMES[1]},cat", f"{FIRST},"], ids=["without it", "without its tags"])
+    def test_table_that_lacks_a_picture(self, refused, sipe, pictures, row, tmp_path):
+        table = write_lines(tmp_path / "tags.csv", row)
+        refused(predict, pictures / f"{FIRST}.jpg", *sipe, "--tag_table", table, names=["tags.csv", f"picture {FIRST} has no tag"])
+
+    def test_no_such_table(self, refused, sipe, pictures, tmp_path):
+        refused(predict, pictures, *sipe, "--tag_table", tmp_path / "none.csv", names=["none.csv", "cannot be read"])
+
+    @pytest.mark.parametrize("name", [f"{FIRST}.png", f"{NAMES[3]}.png", f"{FIRST}_overlay.jpg"])
+    @pytest.mark.parametrize("maker", [None, "a painter"])
+    def test_somebody_elses_files_stay(self, refused, ckpt, pictures, name, maker, tmp_path):
+        """`refused` sees that not even a mask beside them comes."""
+        (tmp_path / "run").mkdir()
+        label_file.save(tmp_path / "run" / name, np.zeros((48, 64), np.uint8), maker)
+        before = (tmp_path / "run" / name).read_bytes()
+        refused(predict, pictures, *SEGMENT, *ckpt, names=[name, "not of predict.py", "give another --output_dir"])
+        assert (tmp_path / "run" / name).read_bytes() == before
+
+    @pytest.mark.parametrize("kind", ["pictures", "masks"])
+    def test_the_folder_of_the_pictures_or_masks_themselves(self, refused, ckpt, tiny_voc, pictures, kind):
+        folder = tiny_voc / "SegmentationClass" if kind == "masks" else pictures
+        if kind == "pictures":
+            for path in pictures.iterdir():
+                path.rename(path.with_suffix(".png"))
+        refused(predict, pictures, *SEGMENT, *ckpt, run_dir=folder, names=[f"{folder}/{FIRST}.png", "another --output_dir"])
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {},
+            {"weights": 1},
+            {"model": {}},
+            {"model": {}, "class_names": []},
+            {"model": {}, "class_names": "cat"},
+            {"net": {}},
+            {"net": [1]},
+            {"net": {"classifier.weight": torch.zeros(7, 2048, 1, 1)}},
+            {"net": {"classifier.weight": torch.tensor(1)}},
+        ],
+        ids=lambda content: str(content)[:60],
+    )
+    def test_a_checkpoint_without_class_names(self, refused, pictures, content, tmp_path):
+        torch.save(content, tmp_path / "other.pth")
+        flags = ["--ckpt", tmp_path / "other.pth", "--tags", "cat"]
+        refused(predict, pictures, *flags, names=["other.pth", "names no classes", "train_seg.py or SIPE"])
+
+    def test_a_checkpoint_of_irn(self, refused, pictures, tmp_path):
+        content = {"model": IRN().state_dict(), "class_names": list(VOC_CLASSES), "arguments": {"crop_size": 512}}
+        torch.save(content, tmp_path / "irn.pth")
+        refused(predict, pictures, "--ckpt", tmp_path / "irn.pth", names=["irn.pth", "tensor classifier.weight is missing"])
+        (tmp_path / "irn.pth").unlink()
+
+    @pytest.mark.parametrize(
+        "content",
+        [{"model": {}, "class_names": list(VOC_CLASSES)}, {"net": {"classifier.weight": torch.zeros(20, 2048, 1, 1)}}],
+        ids=["ours", "authors"],
+    )
+    def test_a_checkpoint_that_lacks_a_tensor(self, refused, pictures, content, tmp_path):
+        torch.save(content, tmp_path / "other.pth")
+        refused(predict, pictures, "--ckpt", tmp_path / "other.pth", names=["other.pth", "tensor resnet50.conv1.weight is missing"])
+
+    @pytest.mark.parametrize("name", ["none.pth", "cut.pth"])
+    def test_a_checkpoint_that_is_missing_or_cut(self, refused, pictures, name, tmp_path):
+        torch.save({"model": {"backbone.conv1.weight": torch.zeros(1000)}}, tmp_path / "cut.pth")
+        cut_in_half(tmp_path / "cut.pth")
+        refused(predict, pictures, "--ckpt", tmp_path / name, names=name)
+
+    @pytest.mark.parametrize(
+        "flags",
+        ["--scales 0", "--scales 9", "--scales nan", "--max_side -1", "--tags cat --tag_table x.csv", "--num_workers -1", "--amp half"],
+    )
+    def test_a_flag_out_of_range_is_named(self, flags, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            predict.main(["--ckpt", "none.pth", "none.jpg", *flags.split()])
+        assert stopped.value.code == 2
+        assert flags.split()[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -749,6 +1126,20 @@ class TestScoredLabels:
         (make_seg_labels, "--exp_times 17"),
         (make_seg_labels, "--exp_times 1.5"),
         (eval_seg, "--num_workers -1"),
+        (train_seg, "--batch_size 0"),
+        (train_seg, "--lr nan"),
+        (train_seg, "--network unet"),
+        (train_seg, "--output_stride 4"),
+        (train_seg, "--scales 2 0.5"),
+        (train_seg, "--scales 0 1"),
+        (train_seg, "--class_balance -1"),
+        (train_seg, "--class_balance 1.5"),
+        (train_seg, "--class_balance nan"),
+        (infer_seg, "--scales 0"),
+        (infer_seg, "--scales 9"),
+        (infer_seg, "--num_workers -1"),
+        (infer_seg, "--submission mine.tgz --dataset folder"),
+        (infer_seg, "--submission mine.tgz --dataset coco"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
@@ -812,13 +1203,25 @@ def test_the_command_ends_with_one_line(tiny_voc, tmp_path, script, spoil, flags
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name in ("last.pth", "eval_cam.json")]
 
 
-def test_what_a_worker_process_meets_is_one_line(tiny_voc, tmp_path, monkeypatch, capfd):
+def label_of_another_size(root: Path, run_dir: Path) -> str:
+    draw_labels(run_dir / "seg_label")
+    Image.new("L", (48, 64)).save(label_file.path_of(run_dir / "seg_label", FIRST))
+    return f"run/seg_label/{FIRST}.png"
+
+
+@pytest.mark.parametrize(
+    ("script", "spoil", "flags"),
+    [(make_ir_labels, cut_maps, []), (train_seg, label_of_another_size, SEG_TRAIN)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_worker_process_meets_is_one_line(tiny_voc, tmp_path, monkeypatch, capfd, script, spoil, flags):
     """capfd, because it would see what the worker itself prints, too."""
-    named = cut_maps(tiny_voc, tmp_path / "run")
-    command = ["make_ir_labels.py", "--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 1]
+    named = spoil(tiny_voc, tmp_path / "run")
+    command = [f"{script.__name__}.py", "--dataset_root", tiny_voc, "--run_dir", tmp_path / "run", "--num_workers", 1, *flags]
     monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    assert stage.run(make_ir_labels.main) == 2
+    assert stage.run(script.main) == 2
     lines = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if line.strip() and "%|" not in line]
     assert len(lines) == 1
-    assert lines[0].startswith("make_ir_labels.py: error: ") and named in lines[0] and "; " in lines[0]
-    assert not list(tmp_path.rglob("*.tmp")) and not label_file.path_of(tmp_path / "run/ir_label", FIRST).exists()
+    assert lines[0].startswith(f"{script.__name__}.py: error: ") and named in lines[0] and "; " in lines[0]
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.pth"))
+    assert not label_file.path_of(tmp_path / "run/ir_label", FIRST).exists()

@@ -68,6 +68,7 @@ def places(breaches: Iterator[tuple[Path, ast.AST]]) -> list[str]:
 def test_the_walk_finds_the_project():
     assert {"network", "data", "tool"} <= {path.parts[0] for path in own_files()}
     assert {"train_resnet50_SIPE", "make_cam", "eval_cam", "make_ir_labels", "train_irn", "make_seg_labels", "eval_seg"} <= set(SCRIPTS)
+    assert {"train_seg", "infer_seg", "predict"} <= set(SCRIPTS)
     assert imported(Path("train_irn.py")) >= {"torch", *PACKAGES, "errors"}
     assert imported(Path("tool/cam_file.py")) >= {"numpy", "tool", "errors"}
 

@@ -2,12 +2,7 @@
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +10,35 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import NAMES, VOC_CLASSES, assert_same_weights, call, data_flags, files_below, note_maps, stop_after, weights_of
+from common import (
+    NAMES,
+    VOC_CLASSES,
+    assert_same_weights,
+    call,
+    data_flags,
+    files_below,
+    kill_once_there,
+    note_maps,
+    stop_after,
+    turn,
+    weights_of,
+)
 from PIL import Image
 
 import eval_cam
 import eval_seg
+import infer_seg
 import make_cam
 import make_ir_labels
 import make_seg_labels
+import predict
 import train_irn
 import train_resnet50_SIPE as train
+import train_seg
 from errors import InputError
 from tool import cam_file, checkpoint, stage
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg]
+COMMANDS = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg, train_seg, infer_seg, predict]
 STEPS = 6  # two epochs of three batches
 
 
@@ -122,13 +131,7 @@ class TestResuming:
 
     def test_a_killed_training_ends_with_the_same_weights(self, chain, fixed_voc, tiny_backbone, run_dir):
         flags = [*data_flags(fixed_voc, run_dir), *training_flags(tiny_backbone), "--save_every", 1]
-        command = [sys.executable, str(ROOT / "train_resnet50_SIPE.py"), *map(str, flags)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and not (run_dir / "ckpt/last.pth").exists():
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+        kill_once_there(run_dir / "ckpt/last.pth", train, flags)
         assert not (run_dir / "ckpt/final.pth").exists()
         assert "from step" in call(train.main, *flags)
         assert_same_weights(run_dir / "ckpt/final.pth", chain.run_dir / "ckpt/final.pth")
@@ -198,12 +201,7 @@ class TestLocalization:
         assert not (tmp_path / "run").exists()
 
     def test_a_picture_turned_by_exif_gets_the_maps_of_its_upright_twin_in_the_stored_frame(self, chain, tiny_voc, tmp_path):
-        """PIL goes by what a file holds, so that a lossless PNG may be called .jpg."""
-        stored = Image.open(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg").convert("RGB")
-        turned = Image.Exif()
-        turned[0x0112] = 6  # a quarter turn clockwise shows it upright
-        stored.save(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg", format="PNG", exif=turned)
-        stored.transpose(Image.Transpose.ROTATE_270).save(tiny_voc / f"JPEGImages/{NAMES[2]}.jpg", format="PNG")
+        turn(*(tiny_voc / f"JPEGImages/{name}.jpg" for name in (NAMES[0], NAMES[2])))
         (tmp_path / "two.txt").write_text(f"{NAMES[0]}\n{NAMES[2]}\n")
         flags = [*data_flags(tiny_voc, tmp_path / "run"), "--list", tmp_path / "two.txt"]
         call(make_cam.main, *flags, *mapping_flags(), "--ckpt", chain.run_dir / "ckpt/final.pth")
@@ -288,7 +286,7 @@ class TestEvaluation:
         assert np.sum(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"]) == 48 * 64
 
 
-@pytest.mark.parametrize("script", STAGES, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda script: script.__name__)
 def test_help_explains_every_flag(script, monkeypatch, capsys):
     parsers, parse = [], argparse.ArgumentParser.parse_args
 
@@ -317,6 +315,11 @@ def test_the_authors_names_of_flags_mean_the_same():
     labels = make_seg_labels.parse_args(["--session_name", "here"])
     assert (labels.irn_ckpt, labels.label_dir) == (Path("here/ckpt/irn.pth"), Path("here/seg_label"))
     assert eval_seg.parse_args(["--session_name", "here"]).label_dir == Path("here/seg_label")
+    segmentation = train_seg.parse_args(["--session_name", "here", "--max_epoches", "7", "--print_freq", "9", "--train_list", "val"])
+    assert segmentation == train_seg.parse_args(["--run_dir", "here", "--max_epochs", "7", "--log_every", "9", "--list", "val"])
+    assert segmentation.label_dir == Path("here/seg_label")
+    masks = infer_seg.parse_args(["--session_name", "here"])
+    assert (masks.ckpt, masks.label_dir) == (Path("here/ckpt/seg.pth"), Path("here/seg_pred"))
 
 
 def test_a_checkpoint_of_ours_reads_back_as_it_was_written(chain):

@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +19,13 @@ from common import (
     call,
     data_flags,
     files_below,
+    in_two_processes,
+    label_of,
     note_maps,
+    probability_of,
     stop_after,
     times_below,
+    turn,
     weights_of,
     write_lines,
 )
@@ -42,7 +42,6 @@ from tool import cam_file, crf, label_file
 from tool.files import write_json
 from tool.random_walk import random_walk
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4  # two epochs of two batches
 CROP = 80
 REFINEMENTS = {"none": [], "crf": [], "crf on maps": ["--crf_on", "maps"], "irn": ["--exp_times", 4]}
@@ -75,13 +74,6 @@ def refine_flags(refine: str, chain) -> list:
 
 def training_flags(weights: Path) -> list:
     return ["--device", "cpu", "--weights", weights, "--batch_size", 3, "--crop_size", CROP, "--max_epochs", 2]
-
-
-def label_of(folder: Path, name: str) -> np.ndarray:
-    with Image.open(label_file.path_of(folder, name)) as image:
-        assert image.mode == "P"
-        assert np.array_equal(np.array(image.getpalette()).reshape(-1, 3), label_file.palette())
-        return np.asarray(image)
 
 
 def tags_of(i: int) -> set[int]:
@@ -246,14 +238,9 @@ class TestPseudoLabels:
     @pytest.mark.parametrize("refine", REFINEMENTS)
     def test_the_probabilities_are_those_of_the_label(self, chain, refine):
         for i, name in enumerate(NAMES):
-            with np.load(chain.run_dir / refine / f"{name}.npz", allow_pickle=False) as arrays:
-                keys, probability = arrays["keys"], arrays["probability"]
-                assert sorted(arrays.files) == ["keys", "probability"]
+            keys, probability = probability_of(chain.run_dir / refine, name)
             assert keys.tolist() == sorted(tags_of(i))
-            assert (probability.dtype, probability.shape) == (np.float16, (len(keys), 48, 64))
-            assert 0 <= probability.min() <= probability.max() <= 1
-            of_label = np.take_along_axis(probability, np.searchsorted(keys, label_of(chain.run_dir / refine, name))[None], 0)
-            assert np.array_equal(of_label[0], probability.max(0))
+            assert probability.shape == (len(keys), 48, 64)
 
     def test_each_refinement_starts_from_the_maps(self, chain, fixed_voc):
         for name in NAMES[:2]:
@@ -387,19 +374,13 @@ def test_pictures_of_unlike_sizes_walk_together_as_alone():
 
 
 class TestTurnedPictures:
-    """Labels lie in the frame in which the picture is stored, whatever its EXIF orientation; PIL goes by what a file holds, so that a
-    lossless PNG may be called .jpg."""
+    """Labels lie in the frame in which the picture is stored, whatever its EXIF orientation."""
 
     @pytest.fixture
     def flags(self, tiny_voc, tmp_path) -> list:
         """Maps of a picture that is stored lying on its side, and of its upright twin."""
-        stored = Image.open(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg").convert("RGB")
-        turned = Image.Exif()
-        turned[0x0112] = 6  # a quarter turn clockwise shows it upright
-        stored.save(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg", format="PNG", exif=turned)
-        stored.transpose(Image.Transpose.ROTATE_270).save(tiny_voc / f"JPEGImages/{NAMES[2]}.jpg", format="PNG")
+        self.stored = turn(*(tiny_voc / f"JPEGImages/{name}.jpg" for name in (NAMES[0], NAMES[2])))
         draw_soft_maps(tiny_voc, tmp_path / "run", turned=(NAMES[2],))
-        self.stored = stored
         return [*data_flags(tiny_voc, tmp_path / "run"), "--list", write_lines(tmp_path / "two.txt", NAMES[0], NAMES[2])]
 
     @pytest.mark.parametrize("stage", [make_ir_labels, make_seg_labels], ids=lambda stage: stage.__name__)
@@ -434,35 +415,6 @@ class TestTurnedPictures:
         assert_same_weights(*(tmp_path / name / "ckpt/irn.pth" for name in (NAMES[0], NAMES[2])))
         for name in (NAMES[0], NAMES[2]):
             shutil.rmtree(tmp_path / name)
-
-
-IN_TWO_PROCESSES = """
-import importlib, json, os, sys
-todo = json.loads(sys.argv[1])
-scripts = [importlib.import_module(name) for name, *_ in todo]
-child = os.fork()
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
-for script, (_, port, *flags) in zip(scripts, todo):
-    os.environ["MASTER_PORT"] = port
-    script.main(flags)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
-"""
-
-
-def in_two_processes(calls: list[list]) -> None:
-    """Run stages one after the other as torchrun does, each in two processes that meet at a port of its own; torch is imported once."""
-    ports = [socket.create_server(("127.0.0.1", 0)) for _ in calls]
-    todo = [[script.__name__, str(port.getsockname()[1]), *map(str, flags)] for port, (script, *flags) in zip(ports, calls)]
-    for port in ports:
-        port.close()
-    place = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", IN_TWO_PROCESSES, json.dumps(todo)]
-    with subprocess.Popen(command, cwd=ROOT, env=place, start_new_session=True) as process:
-        try:
-            assert process.wait(timeout=300) == 0
-        finally:
-            if process.returncode != 0:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_two_processes_do_what_one_does(chain, fixed_voc, tiny_backbone, run_dir, tmp_path):

@@ -11,9 +11,23 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = ("train_resnet50_SIPE", "make_cam", "eval_cam", "make_ir_labels", "train_irn", "make_seg_labels", "eval_seg")
-WITHOUT_IRN = tuple(stage for stage in STAGES if stage not in ("make_ir_labels", "train_irn"))
-ON_EVERY_GPU = ("train_resnet50_SIPE", "make_cam", "train_irn", "make_seg_labels")
+SCRIPTS = (
+    "train_resnet50_SIPE",
+    "make_cam",
+    "eval_cam",
+    "make_ir_labels",
+    "train_irn",
+    "make_seg_labels",
+    "eval_seg",
+    "train_seg",
+    "infer_seg",
+)
+STAGES = (*SCRIPTS, "eval_seg_pred")  # the last of them is eval_seg.py, too
+OF_IRN = ("make_ir_labels", "train_irn")
+EVALUATIONS = ("eval_cam", "eval_seg", "eval_seg_pred")
+ON_EVERY_GPU = ("train_resnet50_SIPE", "make_cam", "train_irn", "make_seg_labels", "train_seg", "infer_seg")
+SEG_EPOCHS = {"run_voc.sh": "30", "run_coco.sh": "12", "run_folder.sh": "30"}
+LAST_LIST = {"run_voc.sh": "val", "run_coco.sh": "val", "run_folder.sh": "masked"}  # what the segmentation network is tried on
 STUB = """
 import sys
 from collections.abc import Callable
@@ -29,8 +43,9 @@ NEEDED = {
         "SegmentationClass",
         "ImageSets/Segmentation/train.txt",
         "ImageSets/Segmentation/train_aug.txt",
+        "ImageSets/Segmentation/val.txt",
     ),
-    "run_coco.sh": ("train2014", "train.txt", "tags.csv", "masks"),
+    "run_coco.sh": ("train2014", "train.txt", "tags.csv", "masks", "val2014", "val.txt"),
     "run_folder.sh": ("classes.txt", "tags.csv"),
 }
 
@@ -48,8 +63,8 @@ def chain(tmp_path: Path) -> Path:
         shutil.copy(REPOSITORY / file, tmp_path / "copy" / file)
     shutil.copytree(REPOSITORY / "data", tmp_path / "copy/data", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "errors.py", tmp_path / "copy")
-    for stage in STAGES:
-        (tmp_path / "copy" / f"{stage}.py").write_text(STUB)
+    for script in SCRIPTS:
+        (tmp_path / "copy" / f"{script}.py").write_text(STUB)
     return tmp_path / "copy"
 
 
@@ -85,7 +100,27 @@ def refusal(done: subprocess.CompletedProcess, script: str) -> str:
 
 
 def calls(chain: Path) -> list[list[str]]:
-    return [line.split("|") for line in (chain / "calls.txt").read_text().splitlines()]
+    """Each stage that was started with its arguments: one script serves two stages, which --label_dir tells apart."""
+    made = [line.split("|") for line in (chain / "calls.txt").read_text().splitlines()]
+    return [["eval_seg_pred", *more] if script == "eval_seg" and "--label_dir" in more else [script, *more] for script, *more in made]
+
+
+def stages_of(refine: str, evaluated: bool = True) -> list[str]:
+    """The stages of a chain, in order."""
+    left_out = (() if refine == "irn" else OF_IRN) + (() if evaluated else EVALUATIONS)
+    return [stage for stage in STAGES if stage not in left_out]
+
+
+def calls_of(script: str, root: Path, run_dir: Path, refine: str, stages: list[str] | None = None) -> list[list[str]]:
+    """How a chain calls its stages."""
+    common = ["--dataset", script[4:-3], "--dataset_root", str(root), "--run_dir", str(run_dir)]
+    more = {
+        "make_seg_labels": ["--refine", refine],
+        "train_seg": ["--max_epochs", SEG_EPOCHS[script]],
+        "infer_seg": ["--list", LAST_LIST[script]],
+        "eval_seg_pred": ["--list", LAST_LIST[script], "--label_dir", f"{run_dir}/seg_pred"],
+    }
+    return [[stage, *common, *more.get(stage, [])] for stage in stages or stages_of(refine)]
 
 
 def test_without_voc_it_says_what_it_looked_for_and_how_to_get_it(tmp_path):
@@ -110,10 +145,9 @@ def test_help(script):
 
 def test_stages_run_in_order_each_time(chain, tiny_voc, tmp_path):
     arguments = ["run_voc.sh", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "a run")]
-    assert bash(chain, *arguments).returncode == 0
-    common = ["--dataset", "voc", "--dataset_root", str(tiny_voc), "--run_dir", str(tmp_path / "a run")]
-    more = {"make_seg_labels": ["--refine", "irn"]}
-    assert calls(chain) == [[stage, *common, *more.get(stage, [])] for stage in STAGES]
+    for times in (1, 2):
+        assert bash(chain, *arguments).returncode == 0
+        assert calls(chain) == times * calls_of("run_voc.sh", tiny_voc, tmp_path / "a run", "irn")
 
 
 def test_relative_paths_are_relative_to_where_it_is_called(chain, tiny_voc, tmp_path):
@@ -140,6 +174,19 @@ def test_relative_paths_are_relative_to_where_it_is_called(chain, tiny_voc, tmp_
         (["--with", "../make_cam", "--scales 1.0"], "--with ../make_cam: no such stage"),
         (["--with", "", "--scales 1.0"], "--with : no such stage"),
         (["--with", "make_cam", "--scales", "1.0"], "unknown argument 1.0"),
+        (["--from"], "--from needs a value"),
+        (["--until"], "--until needs a value"),
+        (["--from", "make_cams"], "--from make_cams: no such stage; there are train_resnet50_SIPE make_cam eval_cam "),
+        (["--until", "make_cam.py"], "--until make_cam.py: no such stage; there are train_resnet50_SIPE make_cam eval_cam "),
+        (["--from", "seg"], "--from seg: no such stage"),
+        (["--until", "train_seg infer_seg"], "--until train_seg infer_seg: no such stage"),
+        (["--until", ""], "--until : no such stage"),
+        (["--until", "*"], "--until *: no such stage"),
+        (
+            ["--from", "train_seg", "--until", "eval_seg"],
+            "--from train_seg: comes after --until eval_seg; the order is train_resnet50_SIPE ",
+        ),
+        (["--until", "eval_seg", "--from", "eval_seg_pred"], "--from eval_seg_pred: comes after --until eval_seg; "),
         (["--device", "cpu"], "unknown argument --device"),
         (["make_cam"], "unknown argument make_cam"),
     ],
@@ -182,11 +229,46 @@ def test_a_folder_has_no_usual_place(chain):
 
 @pytest.mark.parametrize("refine", [None, "irn", "crf"])
 def test_every_chain_starts_its_stages_on_its_dataset(start, script, chain, tmp_path, refine):
-    assert start(*(["--refine", refine] if refine else [])).returncode == 0
+    done = start(*(["--refine", refine] if refine else []))
+    assert done.returncode == 0
     chosen = refine or CHAINS[script]
-    common = ["--dataset", script[4:-3], "--dataset_root", str(tmp_path / "the data"), "--run_dir", str(tmp_path / "a run")]
-    more = {"make_seg_labels": ["--refine", chosen]}
-    assert calls(chain) == [[stage, *common, *more.get(stage, [])] for stage in (STAGES if chosen == "irn" else WITHOUT_IRN)]
+    assert calls(chain) == calls_of(script, tmp_path / "the data", tmp_path / "a run", chosen)
+    assert [line for line in done.stdout.splitlines() if line.startswith("==")] == [f"== {stage}" for stage in stages_of(chosen)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--from", "train_seg"], ["train_seg", "infer_seg", "eval_seg_pred"]),
+        (["--from", "eval_seg"], ["eval_seg", "train_seg", "infer_seg", "eval_seg_pred"]),
+        (["--until", "make_cam"], ["train_resnet50_SIPE", "make_cam"]),
+        (["--until", "eval_seg"], stages_of("irn")[:-3]),
+        (["--from", "train_irn", "--until", "eval_seg"], ["train_irn", "make_seg_labels", "eval_seg"]),
+        (["--until", "infer_seg", "--from", "infer_seg"], ["infer_seg"]),
+        (["--from", "eval_seg_pred", "--until", "eval_seg_pred"], ["eval_seg_pred"]),
+        (["--from", "train_resnet50_SIPE", "--until", "eval_seg_pred"], stages_of("irn")),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_chain_starts_and_stops_at_the_stages_that_are_named(start, script, chain, tmp_path, flags, wanted):
+    assert start("--refine", "irn", *flags).returncode == 0
+    assert calls(chain) == calls_of(script, tmp_path / "the data", tmp_path / "a run", "irn", wanted)
+
+
+def test_a_chain_may_start_at_a_stage_that_its_refinement_leaves_out(start, chain):
+    assert start("--refine", "crf", "--from", "make_ir_labels", "--until", "train_seg").returncode == 0
+    assert [call[0] for call in calls(chain)] == ["make_seg_labels", "eval_seg", "train_seg"]
+
+
+@pytest.mark.parametrize("script", ["run_voc.sh", "run_coco.sh"])
+def test_the_validation_list_is_needed_for_the_masks_of_its_pictures_only(start, script, chain, tmp_path):
+    (tmp_path / "the data" / next(below for below in NEEDED[script] if below.endswith("val.txt"))).unlink()
+    done = start()
+    assert done.returncode == 2 and "val.txt in " in done.stderr
+    assert start("--from", "infer_seg").returncode == 2
+    assert not (chain / "calls.txt").exists()
+    assert start("--until", "train_seg").returncode == 0
+    assert [call[0] for call in calls(chain)] == stages_of(CHAINS[script])[:-2]
 
 
 @pytest.mark.parametrize("left", [None, (), ("b.png", "a.bmp")], ids=["no folder", "an empty folder", "none that is used"])
@@ -198,22 +280,27 @@ def test_without_masks_a_folder_is_not_evaluated(chain, tmp_path, left):
         for name in left:
             (root / "masks" / name).touch()
     assert bash(tmp_path, "copy/run_folder.sh", "--dataset_root", "mine", "--run_dir", "run").returncode == 0
-    assert [call[0] for call in calls(chain)] == ["train_resnet50_SIPE", "make_cam", "make_seg_labels"]
+    assert [call[0] for call in calls(chain)] == stages_of("crf", evaluated=False)
+    assert calls(chain)[-1][-2:] == ["--list", "tagged"]
     assert {tuple(call[3:7]) for call in calls(chain)} == {("--dataset_root", str(root), "--run_dir", str(tmp_path / "run"))}
 
 
-def test_further_flags_reach_the_stages_that_they_are_meant_for(start, script, chain):
+def test_further_flags_reach_the_stages_that_they_are_meant_for(start, script, chain, tmp_path):
     flags = {
         "make_cam": "--scales 1.0 0.5 --amp bf16",
         "train_resnet50_SIPE": "--max_epochs 50",
         "make_seg_labels": "--beta 8",
         "eval_cam": "",
+        "eval_seg": "--num_workers 1",
+        "train_seg": "--network deeplabv2_resnet50 --max_epochs 5",
+        "infer_seg": "--crf",
+        "eval_seg_pred": "--num_workers 2",
     }
     assert start(*(part for stage, more in flags.items() for part in ("--with", stage, more))).returncode == 0
     made = {call[0]: call[7:] for call in calls(chain)}
-    assert made.keys() >= {*WITHOUT_IRN}
-    assert made.pop("make_seg_labels") == ["--refine", CHAINS[script], "--beta", "8"]
-    assert made == {stage: flags.get(stage, "").split() for stage in made}
+    assert list(made) == stages_of(CHAINS[script])
+    own = {call[0]: call[7:] for call in calls_of(script, tmp_path / "the data", tmp_path / "a run", CHAINS[script])}
+    assert made == {stage: [*own[stage], *flags.get(stage, "").split()] for stage in made}
 
 
 def test_flags_are_not_expanded_by_the_shell(start, chain, tmp_path):
@@ -234,7 +321,7 @@ def stub_torchrun(chain: Path) -> None:
 
 @pytest.mark.parametrize(
     ("refine", "on_every_gpu"),
-    [("irn", ON_EVERY_GPU), ("crf", ("train_resnet50_SIPE", "make_cam"))],
+    [("irn", ON_EVERY_GPU), ("crf", ("train_resnet50_SIPE", "make_cam", "train_seg", "infer_seg"))],
 )
 def test_the_crf_takes_one_process_and_all_else_every_gpu(start, chain, refine, on_every_gpu):
     stub_torchrun(chain)
@@ -245,7 +332,7 @@ def test_the_crf_takes_one_process_and_all_else_every_gpu(start, chain, refine, 
     assert [call[1:5] for call in launched] == [["--standalone", "--nproc_per_node", "4", f"{stage}.py"] for stage in on_every_gpu]
     assert launched[1][-2:] == ["--scales", "1.0"]
     alone = [call for call in calls(chain) if call[0] != "run"]
-    assert [call[0] for call in alone] == [stage for stage in (STAGES if refine == "irn" else WITHOUT_IRN) if stage not in on_every_gpu]
+    assert [call[0] for call in alone] == [stage for stage in stages_of(refine) if stage not in on_every_gpu]
     assert alone[0][0] == "eval_cam" and alone[0][-2:] == ["--list", "val"]
 
 
@@ -258,7 +345,7 @@ def test_coco_says_what_it_will_take_before_it_starts(chain, tmp_path):
     assert pictures.startswith("82081 pictures.") and "(25650 steps)" in pictures and pictures.endswith("by crf")
     assert disk.startswith(f"disk: 9 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
     assert time.startswith("time: 342 hours 0 minutes on 2 CPU cores")
-    assert stages == [f"== {stage}.py" for stage in WITHOUT_IRN]
+    assert stages == [f"== {stage}" for stage in stages_of("crf")]
 
 
 def test_a_failing_stage_ends_the_chain(chain, tiny_voc, tmp_path):

@@ -27,11 +27,11 @@ def add_flags(
     batch_size: int,
     max_epochs: int,
     lr_help: str,
-    lr: float = 0.1,
+    lr: float | None = 0.1,
     momentum: float = 1e-4,
     wt_dec: float = 1e-4,
 ) -> None:
-    """Give a training stage the flags that all of them have; the numbers are their defaults."""
+    """Give a training stage the flags that all of them have; the numbers are their defaults. lr None: the stage chooses, and says how."""
     parser.add_argument(
         "--list",
         "--train_list",
@@ -51,7 +51,7 @@ def add_flags(
         "--max_epochs", "--max_epoches", type=int, default=max_epochs, help=f"times that every picture is seen (default {max_epochs})"
     )
     parser.add_argument("--crop_size", type=int, default=512, help="side of the training crop, pixels, best a multiple of 16 (default 512)")
-    parser.add_argument("--lr", type=float, default=lr, help=f"{lr_help} (default {lr})")
+    parser.add_argument("--lr", type=float, default=lr, help=lr_help if lr is None else f"{lr_help} (default {lr})")
     published = "; the published numbers have practically none" if momentum < 0.01 else ""
     parser.add_argument("--momentum", type=float, default=momentum, help=f"of SGD{published} (default {momentum})")
     parser.add_argument("--wt_dec", type=float, default=wt_dec, help=f"weight decay (default {wt_dec})")

@@ -78,7 +78,7 @@ def _enlarged(activation: torch.Tensor, picture: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path, dpi: int = 130) -> None:
-    """Write a PNG with a row of pictures (H, W, 3) uint8 for every (caption, pictures), under column titles."""
+    """Write a PNG or JPEG with a row of pictures (H, W, 3) uint8 for every (caption, pictures), under column titles."""
     tallness = max(picture.shape[0] / picture.shape[1] for _, pictures in rows for picture in pictures)
     size = (2.2 * len(columns), 2.2 * min(tallness, 1.2) * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
@@ -110,5 +110,5 @@ def _write(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
     with warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in a script that the font lacks is shown as boxes
         figure.tight_layout(pad=0.4)
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
     plt.close(figure)

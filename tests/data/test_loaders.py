@@ -191,3 +191,28 @@ def test_inference_sees_whole_pictures_one_at_a_time(tiny_voc):
     assert items[0].orientation == 1
     assert kept_classes(items[0].label).tolist() == [0, 8, 12]  # background, cat, dog
     assert kept_classes(items[1].label).tolist() == [0, 12]
+
+
+def test_inference_needs_no_labels(tiny_voc):
+    entries = open_dataset("voc", tiny_voc).entries("train")
+    items = list(inference_loader(Pyramids(entries, None, [1.0]), num_workers=0))
+    assert [(item.index, tuple(item.label.shape)) for item in items] == [(i, (0,)) for i in range(6)]
+    assert kept_classes(items[0].label).tolist() == [0]
+
+
+@pytest.mark.parametrize(("max_side", "sizes"), [(32, [(24, 32), (36, 48)]), (64, [(48, 64), (72, 96)]), (None, [(48, 64), (72, 96)])])
+def test_large_pictures_are_shrunk_before_they_are_scaled(tiny_voc, max_side, sizes):
+    entries = open_dataset("voc", tiny_voc).entries("train")
+    item = Pyramids(entries, None, [1.0, 1.5], max_side)[1]
+    assert [tuple(image.shape[1:]) for image in item.images] == sizes
+    assert item.size == (48, 64)  # of the picture, whatever the network sees of it
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_leaves_torchs_generator_to_the_network(crops, num_workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for batch in training_loader(crops, ResumableBatches(6, 4, epochs=2, seed=3), num_workers):
+        assert len(batch["image"]) == 4
+        assert torch.equal(torch.get_rng_state(), before)

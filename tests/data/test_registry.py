@@ -96,6 +96,25 @@ def test_default_lists_exist_in_every_dataset(tiny_voc, folder):
     for dataset in (open_dataset("voc", tiny_voc), open_dataset("folder", folder)):
         assert dataset.entries(dataset.spec.train_list)
         assert dataset.entries(dataset.spec.eval_list)
+        assert dataset.entries(dataset.spec.val_list)
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "name", "pictures"),
+    [
+        ("voc", "tiny_voc", "val", [NAMES[4]]),
+        ("coco", "coco", "val", ["COCO_val2014_000000000042"]),
+        ("folder", "folder", "masked", ["b"]),
+    ],
+)
+def test_segmentation_is_tried_on_pictures_that_have_masks(request, kind, root, name, pictures):
+    root = request.getfixturevalue(root)
+    if kind == "voc":
+        (root / "ImageSets/Segmentation/val.txt").write_text(f"{NAMES[4]}\n")
+    touch(root / "masks/b.png")
+    dataset = open_dataset(kind, root)
+    assert dataset.spec.val_list == name
+    assert list(dataset.entries(dataset.spec.val_list).names()) == pictures
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,32 @@ def test_what_is_written_is_read_again(tmp_path):
     assert (tmp_path / "tags.csv").read_bytes().startswith(b"name,classes\nb,dog;cat\n")
 
 
+TABLE = "a,cat\nb,cat;dog\nc,\nd,potted plant\n"
+
+
+def test_a_table_labels_the_pictures_asked_for_in_their_order(tmp_path):
+    path = file_of(tmp_path / "tags.csv", TABLE)
+    labels = read_tags(path, CLASSES).labels_of(iter(["d", "b", "a", "b"]), path)
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[0, 0, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("name", ["c", "unknown"])
+def test_a_picture_without_a_tag_is_refused_by_its_name(tmp_path, name):
+    path = file_of(tmp_path / "tags.csv", TABLE)
+    with pytest.raises(InputError, match=f": picture {name} has no tag; tag it or leave it out$") as error:
+        read_tags(path, CLASSES).labels_of(["a", name], path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [TABLE, "name,classes\n"], ids=["some", "empty"])
+def test_pictures_without_a_tag_can_be_complained_of(tmp_path, content):
+    problems, path = [], file_of(tmp_path / "tags.csv", content)
+    labels = read_tags(path, CLASSES).labels_of(["c", "unknown"], path, problems.append)
+    assert labels.tolist() == [[0, 0, 0]] * 2
+    assert [problem.split(": ")[1].split(";")[0] for problem in problems] == ["picture c has no tag", "picture unknown has no tag"]
+
+
 def test_a_label_is_in_the_order_of_the_classes():
     label = label_of({"potted plant", "cat"}, CLASSES, "a")
     assert (label.tolist(), label.dtype) == ([1, 0, 1], np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, normalize, pyramid, resize, to_tensor
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, normalize, pyramid, resize, shrink, to_tensor
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -35,6 +35,34 @@ def test_resize_rounds_each_side(size, scale, expected):
 def test_resize_by_one_changes_nothing():
     picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     assert np.array_equal(resize(picture, 1.0), picture)
+
+
+@pytest.mark.parametrize(
+    ("size", "max_side", "expected"),
+    [
+        ((375, 500), 100, (75, 100)),
+        ((500, 375), 100, (100, 75)),
+        ((48, 48), 47, (47, 47)),
+        ((2, 900), 90, (1, 90)),
+        ((375, 500), 500, (375, 500)),
+        ((375, 500), 501, (375, 500)),
+        ((375, 500), None, (375, 500)),
+    ],
+)
+def test_a_picture_is_shrunk_to_its_longer_side_and_never_enlarged(size, max_side, expected):
+    assert shrink(white(*size), max_side).shape == (*expected, 3)
+
+
+@pytest.mark.parametrize("max_side", [1, 7, 99])
+def test_no_side_is_longer_than_asked_for(max_side):
+    picture = white(301, 301)
+    assert all(max(shrink(picture[:side], max_side).shape) == max(max_side, 3) for side in (1, 30, 299, 301))
+
+
+@pytest.mark.parametrize("max_side", [500, 4000, None])
+def test_a_picture_that_is_small_enough_stays_as_it_is(max_side):
+    picture = np.random.default_rng(0).integers(0, 256, (4, 500, 3), dtype=np.uint8)
+    assert np.array_equal(shrink(picture, max_side), picture)
 
 
 def test_shrinking_averages_instead_of_picking():

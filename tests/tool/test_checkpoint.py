@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import get_model
 
 from errors import InputError
+from network.deeplab import DeepLab
 from network.resnet50 import ResNet50
 from network.sipe import SIPE, release_names
 from tool import checkpoint
@@ -39,7 +40,7 @@ def release(model: nn.Module) -> dict:
     return {"net": {alias: value.clone() for name, value in model.state_dict().items() for alias in two_names(name)}}
 
 
-def unfilled(kind: type[nn.Module], *arguments: int) -> nn.Module:
+def unfilled(kind: type[nn.Module], *arguments: str | int) -> nn.Module:
     """A network without the seconds that its random initialization takes."""
     with torch.device("meta"):
         model = kind(*arguments)
@@ -50,6 +51,12 @@ def numbered(model: nn.Module) -> dict[str, torch.Tensor]:
     """The model's state with every tensor full of its own number; in a file, too, it takes one number a tensor."""
     state = model.state_dict()
     return {name: torch.tensor(i, dtype=value.dtype, device="cpu").expand(value.shape) for i, (name, value) in enumerate(state.items())}
+
+
+def torchvisions(name: str) -> dict[str, torch.Tensor]:
+    """A state dict of torchvision's, its ImageNet head included."""
+    with torch.device("meta"):
+        return numbered(get_model(name, weights=None))
 
 
 @pytest.fixture
@@ -180,10 +187,52 @@ def test_counters_may_be_missing_and_scalars_may_be_vectors(path):
     assert model.bn1.num_batches_tracked == 5
 
 
+@pytest.mark.parametrize("names", [["background"], ["background", "cat", "dog", "cow"], ["background", "dog", "cat"]])
+def test_classes_of_a_checkpoint_that_are_not_the_datasets_are_refused(names):
+    with pytest.raises(InputError, match=rf"^a\.pth: was trained on {len(names) - 1} classes .*, the dataset has 2 \(cat, dog\); "):
+        checkpoint.check_classes({"class_names": names}, CLASSES, "a.pth")
+
+
+@pytest.mark.parametrize("content", [{"class_names": list(CLASSES)}, {}, {"net": {}}, {"class_names": None}])
+def test_classes_that_are_the_datasets_or_not_noted_are_taken(content):
+    checkpoint.check_classes(content, CLASSES, "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ({"class_names": list(CLASSES)}, CLASSES),
+        ({"class_names": []}, ()),
+        ({"net": {}}, ()),
+        ({"class_names": None}, ()),
+        ({"class_names": "cat"}, ()),
+        ({"class_names": {"cat": 1}}, ()),
+        ({"class_names": torch.ones(3)}, ()),
+        ({"class_names": ["background", 1]}, ()),
+    ],
+)
+def test_class_names_are_a_list_of_names_or_none(content, names):
+    assert checkpoint.class_names_of(content) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments"),
+    [
+        ({"arguments": {"lr": 0.1}}, {"lr": 0.1}),
+        ({}, {}),
+        ({"net": {}}, {}),
+        ({"arguments": None}, {}),
+        ({"arguments": [("lr", 0.1)]}, {}),
+        ({"arguments": torch.ones(3)}, {}),
+    ],
+)
+def test_arguments_are_a_dict_or_none(content, arguments):
+    assert checkpoint.arguments(content) == arguments
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_half_precision_backbone_loads_without_its_head(path, nested):
-    with torch.device("meta"):
-        tensors = numbered(resnet50(weights=None))
+    tensors = torchvisions("resnet50")
     assert "fc.weight" in tensors
     tensors = {name: value.half() for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     torch.save({"state_dict": tensors} if nested else tensors, path)
@@ -191,6 +240,32 @@ def test_a_half_precision_backbone_loads_without_its_head(path, nested):
     checkpoint.load_backbone(backbone, path)
     assert backbone.conv1.weight.dtype == torch.float32
     assert all(torch.equal(value, tensors[name].float()) for name, value in backbone.state_dict().items() if name in tensors)
+
+
+@pytest.mark.parametrize("kind", ["resnet50", "resnet101"])
+def test_torchvisions_backbones_fill_segmentation_networks(path, kind):
+    tensors = torchvisions(kind)
+    torch.save(tensors, path)
+    backbone = unfilled(DeepLab, f"deeplabv2_{kind}", 3).backbone
+    checkpoint.load_backbone(backbone, path)
+    assert all(torch.equal(value, tensors[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("kind", [(ResNet50,), (DeepLab, "deeplabv3_resnet50", 3)], ids=["SIPE", "DeepLab"])
+def test_a_deeper_backbone_is_refused(path, kind, nested):
+    tensors = torchvisions("resnet101")
+    torch.save({"state_dict": tensors} if nested else tensors, path)
+    model = unfilled(*kind)
+    with pytest.raises(InputError, match=r"tensor layer3\.6\.conv1\.weight is of a deeper network than this one; ") as error:
+        checkpoint.load_backbone(getattr(model, "backbone", model), path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_shallower_backbone_is_refused(path):
+    torch.save(torchvisions("resnet50"), path)
+    with pytest.raises(InputError, match=r"tensor layer3\.6\.conv1\.weight is missing"):
+        checkpoint.load_backbone(unfilled(DeepLab, "deeplabv2_resnet101", 3).backbone, path)
 
 
 def test_a_backbone_of_another_kind_is_refused(path):

@@ -5,7 +5,9 @@ import io
 import json
 import shutil
 import tarfile
+from http.client import IncompleteRead
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -184,16 +186,54 @@ def test_an_unwritable_folder_is_noticed_before_the_download(monkeypatch: pytest
 def test_a_backbone_starts_from_torchvision_or_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
     torch.save({name: -value for name, value in state.items()}, tmp_path / "own.pth")
-    monkeypatch.setattr(imagenet_weights, "fetch_torchvision", lambda: state | {"fc.weight": torch.ones(5)})
+    asked = []
+
+    def fetch(name: str) -> dict[str, torch.Tensor]:
+        asked.append(name)
+        return state | {"fc.weight": torch.ones(5)}
+
+    monkeypatch.setattr(imagenet_weights, "fetch_torchvision", fetch)
     model = nn.Linear(2, 1)
     imagenet_weights.start_backbone(model, "imagenet")
+    imagenet_weights.start_backbone(model, "imagenet", "resnet101")
+    assert asked == ["resnet50", "resnet101"]
     assert (model.weight.tolist(), model.bias.tolist()) == ([[1, 2]], [3])
-    imagenet_weights.start_backbone(model, str(tmp_path / "own.pth"))
+    imagenet_weights.start_backbone(model, str(tmp_path / "own.pth"), "resnet101")
     assert (model.weight.tolist(), model.bias.tolist()) == ([[-1, -2]], [-3])
+    assert len(asked) == 2
+
+
+def test_weights_that_do_not_fit_are_refused_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagenet_weights, "fetch_torchvision", lambda name: {"weight": torch.ones(1, 2)})
+    with pytest.raises(InputError, match=r"^torchvision's resnet101: tensor bias is missing"):
+        imagenet_weights.start_backbone(nn.Linear(2, 1), "imagenet", "resnet101")
+
+
+@pytest.mark.parametrize(("arguments", "file"), [((), "resnet50-0676ba61.pth"), (("resnet101",), "resnet101-63fe2227.pth")])
+def test_torchvisions_first_weights_are_asked_for_with_their_checksum(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], file: str
+) -> None:
+    def download(url: str, check_hash: bool = False, **more: object) -> dict[str, torch.Tensor]:
+        assert check_hash
+        return {url.rsplit("/", 1)[1]: torch.ones(1)}
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    assert list(imagenet_weights.fetch_torchvision(*arguments)) == [file]
+
+
+@pytest.mark.parametrize("error", [IncompleteRead(b"the first bytes"), RuntimeError("invalid hash value"), URLError("no route to host")])
+def test_weights_that_cannot_be_had_are_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(**more: object) -> None:
+        raise error
+
+    weights = SimpleNamespace(IMAGENET1K_V1=SimpleNamespace(get_state_dict=fail))
+    monkeypatch.setattr(imagenet_weights, "get_model_weights", lambda name: weights)
+    with pytest.raises(OSError, match=r"IncompleteRead|invalid hash|no route"):
+        imagenet_weights.fetch_torchvision("resnet101")
 
 
 def test_without_torchvisions_weights_a_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable() -> dict:
+    def unreachable(name: str) -> dict:
         raise URLError("no route to host")
 
     monkeypatch.setattr(imagenet_weights, "fetch_torchvision", unreachable)

@@ -1,5 +1,6 @@
 """Label images: VOC's colours, what is written comes back, and what is cut does not pass for whole."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from errors import InputError
-from tool import label_file
+from tool import files, label_file
 
 LABEL = np.array([[0, 1, 20], [7, 255, 254]], np.uint8)
 
@@ -69,15 +70,109 @@ def test_what_is_no_png_is_not_whole(tmp_path):
     assert not label_file.is_whole(path)
 
 
-def test_probabilities_are_small_plain_arrays(tmp_path):
-    path, probability = tmp_path / "new/a.npz", np.random.default_rng(0).dirichlet([1, 1, 1], (4, 5)).transpose(2, 0, 1)
-    label_file.save_probability(path, np.array([0, 3, 12]), probability)
-    with np.load(path, allow_pickle=False) as arrays:
+KEYS = np.array([0, 3, 12])
+
+
+def test_a_result_is_the_label_and_small_plain_arrays(tmp_path):
+    folder, probability = tmp_path / "new", np.random.default_rng(0).dirichlet([1, 1, 1], (4, 5)).transpose(2, 0, 1)
+    label_file.save_result(folder, "a.b", KEYS, probability, with_probability=True)
+    with np.load(folder / "a.b.npz", allow_pickle=False) as arrays:
         assert sorted(arrays.files) == ["keys", "probability"]
         assert arrays["keys"].tolist() == [0, 3, 12]
         assert arrays["probability"].dtype == np.float16
         np.testing.assert_allclose(arrays["probability"], probability, atol=2**-12)
-    assert list(path.parent.iterdir()) == [path]
+    with Image.open(folder / "a.b.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), KEYS[probability.argmax(0)])
+    assert sorted(path.name for path in folder.iterdir()) == ["a.b.npz", "a.b.png"]
+
+
+def test_a_result_is_the_class_of_the_largest_probability(tmp_path):
+    probability = np.array([[[0.5, 0.2, 0.1]], [[0.3, 0.6, 0.1]], [[0.2, 0.2, 0.8]]], np.float32)
+    label_file.save_result(tmp_path, "a", KEYS, probability, with_probability=False)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).tolist() == [[0, 3, 12]]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(("written", "asked"), [(False, False), (True, False), (True, True)])
+def test_a_result_is_made_when_all_that_is_asked_for_is_there(tmp_path, written, asked):
+    source = tmp_path / "source"
+    source.touch()
+    assert not label_file.is_result_made(tmp_path, "a", source, asked)
+    label_file.save_result(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=written)
+    assert label_file.is_result_made(tmp_path, "a", source, asked)
+    assert not label_file.is_result_made(tmp_path, "b", source, asked)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_result_older_than_its_source_is_not_made(tmp_path, asked):
+    source = tmp_path / "source"
+    source.touch()
+    label_file.save_result(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=True)
+    later = (tmp_path / "a.png").stat().st_mtime_ns + 1
+    os.utime(source, ns=(later, later))
+    assert not label_file.is_result_made(tmp_path, "a", source, asked)
+    source.unlink()
+    assert not label_file.is_result_made(tmp_path, "a", source, asked)
+
+
+def test_a_result_without_its_probabilities_or_with_a_cut_label_is_not_made(tmp_path):
+    source = tmp_path / "source"
+    source.touch()
+    label_file.save_result(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=False)
+    assert not label_file.is_result_made(tmp_path, "a", source, True)
+    label_file.save_result(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=True)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-1])
+    assert not label_file.is_result_made(tmp_path, "a", source, True)
+
+
+@pytest.mark.parametrize(
+    ("probability", "keys"),
+    [
+        ([[0.9, 0.9], [0.1, 0.0], [0.0, 0.09], [0.0, 0.01]], [0, 1]),  # what reaches 0.1 anywhere
+        ([[0.0, 0.1], [0.4, 0.9], [0.6, 0.0]], [0, 1, 2]),
+        ([[0.01, 0.01], [0.99, 0.99]], [0, 1]),  # the background in any case
+        ([[1.0, 1.0], [0.0, 0.0]], [0]),
+        ([[0.05], *[[0.04]] * 10, [0.09], *[[0.046]] * 10], [0, 11]),  # what wins a pixel, although it does not reach 0.1
+    ],
+)
+def test_likely_classes_by_hand(probability, keys):
+    assert label_file.likely_classes(np.array(probability, np.float32)[:, None]).tolist() == keys
+
+
+NOTES = [{"class_names": ["background", "cat"]}, {"cam": {"class_names": ["background", "cat"]}, "crf": None}]
+
+
+@pytest.mark.parametrize("note", [*NOTES, {}, {"cam": {}}, {"cam": None}, {"cam": "somebody's", "class_names": None}, None])
+def test_labels_of_these_classes_or_without_a_note_are_taken(tmp_path, note):
+    if note is not None:
+        files.write_json(tmp_path / "settings.json", note)
+    label_file.check_classes(tmp_path, ("background", "cat"))
+
+
+@pytest.mark.parametrize("note", [*NOTES, {"cam": "somebody's", "class_names": ["background", "cat"]}])
+@pytest.mark.parametrize("class_names", [("background", "dog"), ("background", "cat", "dog"), ("background",)])
+def test_labels_of_other_classes_are_refused_by_their_note(tmp_path, note, class_names):
+    files.write_json(tmp_path / "settings.json", note)
+    with pytest.raises(InputError, match="the labels are of other classes than the dataset's; use the --dataset") as error:
+        label_file.check_classes(tmp_path, class_names)
+    assert str(error.value).startswith(f"{tmp_path / 'settings.json'}: ")
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[1]"])
+def test_a_note_that_cannot_be_read_is_refused(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(InputError, match=r"settings\.json: cannot be read"):
+        label_file.check_classes(tmp_path, ("background", "cat"))
+
+
+def test_a_folder_of_labels_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(InputError, match="there are no labels; correct --label_dir or make them first") as error:
+            label_file.check_classes(folder, ("background", "cat"))
+        assert str(error.value).startswith(f"{folder}: ")
 
 
 def test_writing_that_fails_keeps_the_label_of_before(written, monkeypatch):
@@ -97,5 +192,5 @@ def test_writing_that_fails_keeps_the_label_of_before(written, monkeypatch):
 def test_writing_probabilities_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", lambda file, **arrays: file.write(arrays["missing"]))
     with pytest.raises(KeyError):
-        label_file.save_probability(tmp_path / "a.npz", np.array([0, 1]), np.zeros((2, 3, 4)))
+        label_file.save_result(tmp_path, "a", np.array([0, 1]), np.zeros((2, 3, 4)), with_probability=True)
     assert list(tmp_path.iterdir()) == []

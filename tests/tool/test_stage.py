@@ -151,6 +151,29 @@ def test_shared_flags_have_help_and_defaults():
     assert not hasattr(stage.parser("doc", ["voc"], device=False).parse_args([]), "device")
 
 
+def test_a_command_without_a_dataset_can_have_the_device_flags(capsys):
+    parser = argparse.ArgumentParser()
+    stage.add_device(parser)
+    assert vars(parser.parse_args([])) == {"device": "auto", "amp": "off"}
+    assert vars(parser.parse_args(["--device", "cuda:1", "--amp", "bf16"])) == {"device": "cuda:1", "amp": "bf16"}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--amp", "fp8"])
+    assert "invalid choice: 'fp8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.01, 8], [1.5, 0.5, 1.0], []])
+def test_factors_within_their_range_are_taken(scales):
+    stage.check_scales(argparse.ArgumentParser(), scales)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 8.1, float("inf"), float("nan")])
+def test_a_factor_out_of_its_range_is_refused(scale, capsys):
+    for scales in ([scale], [1.0, scale]):
+        with pytest.raises(SystemExit):
+            stage.check_scales(argparse.ArgumentParser(), scales)
+        assert "--scales are above 0 and at most 8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("cores", "processes", "most", "expected"),
     [(64, None, 8, 8), (64, None, None, 64), (3, None, 8, 3), (64, 16, 8, 4), (64, 16, None, 4), (2, 4, None, 1)],

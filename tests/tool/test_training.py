@@ -59,6 +59,36 @@ def test_defaults_are_the_published_ones():
     assert parse("--train_list", "x.txt", "--max_epoches", "3", "--print_freq", "7", "--no-resume").log_every == 7  # the authors' names
 
 
+def test_a_stage_can_have_other_defaults_and_its_help_tells_them():
+    parser = argparse.ArgumentParser()
+    training.add_flags(parser, batch_size=4, max_epochs=30, lr_help="of the backbone", lr=0.007, momentum=0.9, wt_dec=5e-4)
+    args, told = parser.parse_args([]), " ".join(parser.format_help().split())
+    assert (args.batch_size, args.max_epochs, args.lr, args.momentum, args.wt_dec) == (4, 30, 0.007, 0.9, 5e-4)
+    for part in ("of the backbone (default 0.007)", "of SGD (default 0.9)", "weight decay (default 0.0005)", "is seen (default 30)"):
+        assert part in told
+
+
+def test_the_help_of_a_momentum_of_practically_none_says_so():
+    parser = argparse.ArgumentParser()
+    training.add_flags(parser, batch_size=4, max_epochs=3, lr_help="of everything")
+    assert "of SGD; the published numbers have practically none (default 0.0001)" in " ".join(parser.format_help().split())
+
+
+@pytest.mark.parametrize("scales", [(0.5, 2.0), (1.0, 1.0), (0.01, 8)])
+def test_a_range_of_factors_is_taken(scales):
+    training.check_scale_range(argparse.ArgumentParser(), scales)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("scales", [(0.0, 1.0), (-1.0, 1.0), (2.0, 0.5), (0.5, 8.1), (NAN, 1.0), (0.5, NAN)])
+def test_a_range_of_factors_that_is_none_is_refused(scales, capsys):
+    with pytest.raises(SystemExit):
+        training.check_scale_range(argparse.ArgumentParser(), scales)
+    assert "--scales takes the smallest and the largest factor, above 0 and at most 8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["batch_size", "max_epochs", "crop_size", "log_every"])
 def test_counts_are_at_least_one(flag, capsys):
     with pytest.raises(SystemExit):

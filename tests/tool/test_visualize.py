@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tool.visualize import bar_chart, contact_sheet, edge_sheet, heat, overlay, training_sheet
+from tool.visualize import bar_chart, contact_sheet, edge_sheet, heat, overlay, segmentation_sheet, training_sheet
 
 
 def grey(height: int = 12, width: int = 16) -> np.ndarray:
@@ -78,6 +78,29 @@ def test_edge_sheet_shows_label_and_edge():
     assert np.array_equal(sheet[:, 8:16], overlay(sheet[:, :8], label[0].numpy()))
     assert sheet[0, 16, 2] > sheet[0, 16, 0]  # cold
     assert sheet[0, 23, 0] > sheet[0, 23, 2]  # hot
+
+
+@pytest.mark.parametrize(("batch", "rows", "expected"), [(3, 2, 2), (1, 4, 1)])
+def test_segmentation_sheet_has_a_row_a_picture_and_three_columns(batch, rows, expected):
+    image, label = torch.full((batch, 3, 12, 16), 100, dtype=torch.uint8), torch.zeros(batch, 12, 16, dtype=torch.uint8)
+    logits = torch.zeros(batch, 21, 3, 4, requires_grad=True)
+    sheet = segmentation_sheet(image, label, logits, rows)
+    assert (sheet.shape, sheet.dtype) == ((expected * 12, 3 * 16, 3), np.uint8)
+    assert (sheet == 100).all()  # background, in the label and in the prediction
+
+
+def test_segmentation_sheet_shows_label_and_prediction():
+    image = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    label = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    label[1, :, 4:], label[1, 0] = 2, 255
+    logits = torch.zeros(2, 4, 2, 2).bfloat16()
+    logits[1, 3, 0, 1] = 5  # class 3 in the upper right quarter
+    sheet = segmentation_sheet(image, label, logits)
+    prediction = np.zeros((8, 8), np.uint8)
+    prediction[:4, 4:] = 3
+    assert (sheet[:8] == 100).all()
+    assert np.array_equal(sheet[8:, 8:16], overlay(sheet[8:, :8], label[1].numpy()))
+    assert np.array_equal(sheet[8:, 16:], overlay(sheet[8:, :8], prediction))
 
 
 def test_contact_sheet_is_a_readable_png(tmp_path):

@@ -1,0 +1,214 @@
+"""DeepLab: its grid and its reach, what trains and what stays, and the probabilities of whole pictures."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from network.deeplab import BACKBONES, HEADS, NETWORKS, DeepLab, MultiRateClassifier
+
+SIZE = (33, 47)
+
+
+def built(network: str) -> DeepLab:
+    """A network whose logits are of ordinary size, although its backbone's statistics fit no data."""
+    torch.manual_seed(0)
+    model = DeepLab(network, 5).eval()
+    with torch.no_grad():
+        last = model.classifier.branches if network.startswith("deeplabv2") else [model.classifier[-1]]
+        spread = model(torch.randn(2, 3, *SIZE)).std()
+        for layer in last:
+            layer.weight /= spread
+    return model
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def deeplabv2():
+    return built("deeplabv2_resnet50")
+
+
+@pytest.fixture(scope="module")
+def deeplabv3():
+    return built("deeplabv3_resnet50")
+
+
+@pytest.fixture(params=HEADS)
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def sketch(*arguments) -> DeepLab:
+    """A network of shapes alone."""
+    with torch.device("meta"):
+        return DeepLab(*arguments)
+
+
+def norms_of(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_logits_have_the_output_stride_whatever_the_size(network, output_stride):
+    model = sketch(network, 7, output_stride).eval()
+    for height, width in ((33, 47), (64, 80), (65, 31), (9, 9)):
+        grid = math.ceil(height / output_stride), math.ceil(width / output_stride)
+        assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 7, *grid)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "in_layers", "in_v2", "in_v3"),
+    [(8, [1, 2, 4], [6, 12, 18, 24], [12, 24, 36]), (16, [1, 1, 2], [3, 6, 9, 12], [6, 12, 18])],
+)
+def test_dilation_follows_the_output_stride(output_stride, in_layers, in_v2, in_v3):
+    deeplabv2, deeplabv3 = (sketch(f"{head}_resnet50", 5, output_stride) for head in HEADS)
+    for model in (deeplabv2, deeplabv3):
+        layers = [model.backbone.layer2, model.backbone.layer3, model.backbone.layer4]
+        assert [layer[-1].conv2.dilation[0] for layer in layers] == in_layers
+    branches = [*deeplabv2.classifier.branches, *(branch[0] for branch in deeplabv3.classifier[0].convs[1:4])]
+    assert [branch.dilation for branch in branches] == [(rate, rate) for rate in in_v2 + in_v3]
+    assert all(branch.padding == branch.dilation for branch in branches)
+
+
+def test_the_classifier_is_the_sum_of_its_branches_by_hand():
+    classifier = MultiRateClassifier(1, 1, (1, 2))
+    for branch, weight, bias in zip(classifier.branches, (1, 10), (0.5, 0.25)):
+        nn.init.constant_(branch.weight, weight)
+        nn.init.constant_(branch.bias, bias)
+    feature = torch.zeros(1, 1, 5, 5)
+    feature[..., 2, 2] = 1
+    expected = [[10, 0, 10, 0, 10], [0, 1, 1, 1, 0], [10, 1, 11, 1, 10], [0, 1, 1, 1, 0], [10, 0, 10, 0, 10]]
+    assert torch.equal(classifier(feature)[0, 0], torch.tensor(expected) + 0.75)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_backbones_tensors_are_torchvisions_without_its_head(network):
+    with torch.device("meta"):
+        theirs = get_model(network.split("_")[1], weights=None).state_dict()
+    ours = sketch(network, 5).backbone.state_dict()
+    assert ours.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
+    assert all(value.shape == theirs[name].shape for name, value in ours.items())
+
+
+def test_the_backbone_computes_what_torchvisions_does(deeplabv2):
+    theirs = get_model("resnet50", weights=None, replace_stride_with_dilation=[False, True, True]).eval()
+    theirs.load_state_dict(deeplabv2.backbone.state_dict(), strict=False)
+    theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
+    image = torch.randn(1, 3, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(deeplabv2.backbone(image).flatten(1), theirs(image))
+
+
+def test_a_backbones_name_tells_its_depth():
+    depths = [len(sketch(f"deeplabv2_{backbone}", 5).backbone.layer3) for backbone in BACKBONES]
+    assert dict(zip(BACKBONES, depths)) == {"resnet101": 23, "resnet50": 6}
+
+
+def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    assert model.train() is model and model.training and model.backbone.training and model.classifier.training
+    assert not any(norm.training for norm in norms_of(model.backbone))
+    assert all(norm.training for norm in norms_of(model.classifier))
+    with torch.no_grad():
+        model(torch.randn(2, 3, *SIZE))
+    changed = {name for name, value in model.named_buffers() if not torch.equal(value, before[name])}
+    model.load_state_dict(before, strict=False)
+    assert changed == {name for name in before if name.startswith("classifier.")}
+    assert len(changed) == 3 * len(norms_of(model.classifier))
+    assert not any(module.training for module in model.eval().modules())
+
+
+def test_a_new_network_keeps_its_statistics_too():
+    model = sketch("deeplabv3_resnet50", 5)
+    assert model.training and not any(norm.training for norm in norms_of(model.backbone))
+
+
+def test_every_parameter_trains(model):
+    model.train()(torch.randn(2, 3, *SIZE)).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.eval()
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride):
+    with torch.device("meta"):
+        model = DeepLab.of({"network": network, "output_stride": output_stride, "lr": 0.1}, 7)
+    expected = sketch(network, 7, output_stride).state_dict()
+    assert {name: value.shape for name, value in model.state_dict().items()} == {name: value.shape for name, value in expected.items()}
+    side = 64 // output_stride
+    assert model.eval()(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 7, side, side)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"output_stride": 8},
+        {"network": NETWORKS[0]},
+        {"network": "deeplabv4_resnet50", "output_stride": 8},
+        {"network": "resnet50", "output_stride": 8},
+        {"network": None, "output_stride": 8},
+        {"network": [NETWORKS[0]], "output_stride": 8},
+        {"network": NETWORKS[0], "output_stride": 4},
+        {"network": NETWORKS[0], "output_stride": "8"},
+        {"network": NETWORKS[0], "output_stride": None},
+    ],
+)
+def test_arguments_of_another_training_tell_of_no_network(arguments):
+    assert DeepLab.of(arguments, 7) is None
+
+
+@pytest.mark.parametrize("size", [SIZE, (64, 16), (1, 1)])
+def test_probabilities_are_of_the_size_asked_for_and_of_sum_one(model, size):
+    found = model.segment([torch.randn(1, 3, *SIZE), torch.randn(1, 3, 24, 35)], size)
+    assert (found.shape, found.dtype, found.requires_grad) == ((5, *size), torch.float32, False)
+    assert found.min() >= 0
+    torch.testing.assert_close(found.sum(0), torch.ones(size))
+
+
+@pytest.mark.parametrize("width", [47, 48])
+def test_a_mirrored_picture_has_mirrored_probabilities(model, width):
+    images = [torch.randn(1, 3, 33, width), torch.randn(1, 3, 17, width // 2)]
+    found = model.segment(images, (33, width))
+    torch.testing.assert_close(model.segment([image.flip(3) for image in images], (33, width)), found.flip(2), atol=1e-5, rtol=0)
+    assert (found - found.flip(2)).abs().max() > 1e-3
+
+
+def test_probabilities_are_the_mean_over_the_scales(model):
+    images = [torch.randn(1, 3, *SIZE), torch.randn(1, 3, 17, 24), torch.randn(1, 3, 50, 71)]
+    alone = torch.stack([model.segment([image], SIZE) for image in images])
+    torch.testing.assert_close(model.segment(images, SIZE), alone.mean(0), atol=1e-5, rtol=0)
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+
+
+def test_probabilities_by_hand():
+    model = sketch("deeplabv2_resnet50", 3)
+    model.backbone, model.classifier = nn.Identity(), nn.Identity()
+    first, second = (torch.tensor(odds).log().view(1, 3, 1, 1) for odds in ([1.0, 3.0, 4.0], [2.0, 1.0, 1.0]))
+    found = model.segment([first.expand(1, 3, 2, 4), second], (3, 5))
+    expected = torch.tensor([(1 / 8 + 2 / 4) / 2, (3 / 8 + 1 / 4) / 2, (4 / 8 + 1 / 4) / 2])
+    torch.testing.assert_close(found, expected.view(3, 1, 1).expand(3, 3, 5))
+
+
+def test_the_mirror_is_turned_back_by_hand():
+    model = sketch("deeplabv2_resnet50", 2)
+    model.backbone = nn.Identity()
+    model.classifier = nn.Conv2d(2, 2, (1, 3), padding=(0, 1), bias=False)
+    with torch.no_grad():
+        model.classifier.weight.zero_()[1, 1, 0, 0] = 1  # class 1 is one cell to the right of where the image shows it
+    image = torch.zeros(1, 2, 1, 5)
+    image[0, 1, 0, 2] = math.log(3)
+    found = model.segment([image], (1, 5))
+    expected = torch.tensor([1 / 2, (3 / 4 + 1 / 2) / 2, 1 / 2, (3 / 4 + 1 / 2) / 2, 1 / 2])
+    torch.testing.assert_close(found[1, 0], expected)
