@@ -1,6 +1,7 @@
-"""Stage 7: how well label images fit the pixel labels.
+"""Stage 7: how well label images fit the pixel labels, be they pseudo labels or, after stage 9, a segmentation network's masks.
 
     python eval_seg.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
+    python eval_seg.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc --list val --label_dir runs/voc/seg_pred
 
 Reads RUN_DIR/seg_label (or --label_dir) and the masks of --list. Writes RUN_DIR/eval_seg_label.json, .png (a chart) and _sheet.png (best
 and worst pictures), named after the folder of the labels, and prints a table: IoU of each class, and the shares of its union that are false

@@ -79,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.max_side = args.max_side or None
     if args.tags and args.tag_table:
         parser.error("--tags are for all pictures, --tag_table for each; give one of them")
+    if any(os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(args.run_dir) for given in args.inputs):
+        parser.error(f"--output_dir {args.run_dir}: is a folder of pictures to predict, with which its masks would mix; give another one")
     return args
 
 

@@ -21,7 +21,7 @@ SEG_EPOCHS=12  # 61,560 steps
 read_arguments "$@"
 
 needed=(train2014 train.txt tags.csv masks)
-if wanted infer_seg; then needed+=(val2014 val.txt); fi
+if wanted infer_seg || wanted eval_seg_pred; then needed+=(val2014 val.txt); fi
 for below in "${needed[@]}"; do
     [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; put COCO's zips or folders there and run python data/prepare_coco.py --root DIR"
 done

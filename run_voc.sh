@@ -22,7 +22,7 @@ read_arguments "$@"
 
 missing=0
 needed=(JPEGImages Annotations SegmentationClass ImageSets/Segmentation/train.txt ImageSets/Segmentation/train_aug.txt)
-if wanted infer_seg; then needed+=(ImageSets/Segmentation/val.txt); fi
+if wanted infer_seg || wanted eval_seg_pred; then needed+=(ImageSets/Segmentation/val.txt); fi
 for below in "${needed[@]}"; do
     [ -e "$DATASET_ROOT/$below" ] || [ -e "$DATASET_ROOT/VOC2012/$below" ] || [ -e "$DATASET_ROOT/VOCdevkit/VOC2012/$below" ] || {
         echo "run_voc.sh: error: no $below in $DATASET_ROOT (nor in VOC2012 or VOCdevkit/VOC2012 below it)" >&2

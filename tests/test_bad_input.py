@@ -1026,7 +1026,13 @@ class TestPredictions:
         if kind == "pictures":
             for path in pictures.iterdir():
                 path.rename(path.with_suffix(".png"))
-        refused(predict, pictures, *SEGMENT, *ckpt, run_dir=folder, names=[f"{folder}/{FIRST}.png", "another --output_dir"])
+        refused(predict, pictures / "*", *SEGMENT, *ckpt, run_dir=folder, names=[f"{folder}/{FIRST}.png", "another --output_dir"])
+
+    def test_a_folder_of_pictures_is_no_place_for_masks(self, pictures, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            predict.main(["--ckpt", "none.pth", str(pictures), "--output_dir", f"{pictures}/."])
+        assert stopped.value.code == 2
+        assert "is a folder of pictures to predict" in capsys.readouterr().err.splitlines()[-1]
 
     @pytest.mark.parametrize(
         "content",

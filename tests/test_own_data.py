@@ -13,9 +13,12 @@ from PIL import Image
 
 import eval_cam
 import eval_seg
+import infer_seg
 import make_cam
 import make_seg_labels
+import predict
 import train_resnet50_SIPE as train
+import train_seg
 from data import check_dataset
 from errors import InputError
 from tool import cam_file
@@ -48,6 +51,7 @@ NAMED = {
 UNMASKED = "v1.5"
 TRAIN = ["--device", "cpu", "--batch_size", 6, "--crop_size", 32, "--resize_long", 32, 48, "--max_epochs", 1]
 MAP = ["--device", "cpu", "--scales", 0.5]
+SEGMENT = ["--network", "deeplabv2_resnet50", "--output_stride", 16, "--crop_size", 32, "--max_epochs", 1, "--lr", 1e-6]
 
 
 def draw(root: Path) -> Path:
@@ -80,7 +84,7 @@ def flags_of(root: Path, run_dir: Path) -> list:
 
 @pytest.fixture(scope="module")
 def chain(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """All stages that need no IRN, one after the other: the data, the run directory and what was printed."""
+    """All stages but IRN's, one after the other: the data, the run directory and what was printed."""
     folder = tmp_path_factory.mktemp("own")
     root, run_dir = draw(folder / "my data"), folder / "my run"
     before, common = times_below(root), flags_of(root, run_dir)
@@ -92,6 +96,10 @@ def chain(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         label_dir = run_dir / f"seg_{refine}"
         call(make_seg_labels.main, *common, "--refine", refine, "--label_dir", label_dir)
         printed[refine] = call(eval_seg.main, *common, "--label_dir", label_dir)
+    learning = ["--label_dir", run_dir / "seg_crf", "--weights", tiny_backbone, "--batch_size", len(NAMED)]
+    printed["train_seg"] = call(train_seg.main, *common, "--device", "cpu", *SEGMENT, *learning)
+    printed["infer_seg"] = call(infer_seg.main, *common, *MAP)
+    printed["pred"] = call(eval_seg.main, *common, "--label_dir", run_dir / "seg_pred")
     assert times_below(root) == before
     yield SimpleNamespace(root=root, run_dir=run_dir, printed=printed, common=common, training=training)
     shutil.rmtree(run_dir)
@@ -115,14 +123,26 @@ class TestChain:
             with Image.open(folder / f"{name}.png") as label:
                 assert (label.mode, label.size) == ("P", (WIDTH, HEIGHT))
 
-    @pytest.mark.parametrize("stage", ["eval_cam", "none", "crf"])
+    @pytest.mark.parametrize("stage", ["eval_cam", "none", "crf", "pred"])
     def test_the_pictures_with_a_mask_are_scored_and_the_classes_named(self, chain, stage):
         assert f"{len(NAMED) - 1} pictures" in chain.printed[stage]
         assert all(name in chain.printed[stage] for name in CLASSES)
 
-    @pytest.mark.parametrize("stem", ["eval_cam", "eval_seg_none", "eval_seg_crf"])
+    @pytest.mark.parametrize("stem", ["eval_cam", "eval_seg_none", "eval_seg_crf", "eval_seg_pred"])
     def test_scores_chart_and_sheet_are_there(self, chain, stem):
         assert files_below(chain.run_dir) >= {f"{stem}{ending}" for ending in (".json", ".png", "_sheet.png")}
+
+    def test_a_segmentation_network_learns_from_all_labels_and_segments_the_pictures_with_a_mask(self, chain):
+        assert f"{len(NAMED)} pictures, {len(CLASSES)} classes" in chain.printed["train_seg"]
+        assert files_below(chain.run_dir / "seg_pred") == {"settings.json", *(f"{name}.png" for name in NAMED if name != UNMASKED)}
+
+    def test_pictures_that_are_tagged_need_no_mask_to_be_segmented(self, chain, tmp_path):
+        """And predict.py finds the very same pictures in their folder."""
+        ckpt = ["--ckpt", chain.run_dir / "ckpt/seg.pth", "--num_workers", 0]
+        call(infer_seg.main, *chain.common, *MAP, *ckpt, "--list", "tagged", "--label_dir", tmp_path / "tagged")
+        call(predict.main, chain.root / "images", "--output_dir", tmp_path / "predicted", *MAP, *ckpt)
+        assert files_below(tmp_path / "tagged") == {"settings.json", *(f"{name}.png" for name in NAMED)}
+        assert files_below(tmp_path / "predicted") == {f"{name}{ending}" for name in NAMED for ending in (".png", "_overlay.jpg")}
 
     def test_nothing_temporary_is_left(self, chain):
         assert not [name for name in files_below(chain.run_dir) if name.endswith(".tmp")]
@@ -146,6 +166,7 @@ class TestChain:
         assert "is complete" in call(train.main, *chain.training)
         assert " 0 of them to do" in call(make_cam.main, *chain.common, *MAP)
         assert "is complete" in call(eval_cam.main, *chain.common)
+        assert " 0 of them to do" in call(infer_seg.main, *chain.common, *MAP)
         assert times_below(chain.run_dir) == before
 
 
