@@ -341,11 +341,14 @@ def test_coco_says_what_it_will_take_before_it_starts(chain, tmp_path):
     (root / "train.txt").write_text("a\n" * 82081)
     done = bash(chain, "run_coco.sh", "--dataset_root", str(root), "--run_dir", str(tmp_path / "not/yet/there"))
     assert done.returncode == 0
-    pictures, disk, time, *stages = done.stdout.splitlines()
+    pictures, disk, time, segmentation, *stages = done.stdout.splitlines()
     assert pictures.startswith("82081 pictures.") and "(25650 steps)" in pictures and pictures.endswith("by crf")
     assert disk.startswith(f"disk: 9 GB in {tmp_path / 'not/yet/there'} ") and " GB are free" in disk
     assert time.startswith("time: 342 hours 0 minutes on 2 CPU cores")
+    assert segmentation.startswith("then a segmentation network: 61560 steps")
     assert stages == [f"== {stage}" for stage in stages_of("crf")]
+    shortened = bash(chain, "run_coco.sh", "--dataset_root", str(root), "--until", "eval_seg").stdout
+    assert "a segmentation network" not in shortened
 
 
 def test_a_failing_stage_ends_the_chain(chain, tiny_voc, tmp_path):

@@ -81,7 +81,10 @@ announce() {  # announce PICTURES KILOBYTES SECONDS: what the published settings
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     echo "$1 pictures. At the published settings (--with changes them): 5 epochs of batches of 16, crops of 512 ($(($1 / 16 * 5)) steps), maps at 4 scales, labels by $REFINE"
     echo "disk: $((gigabytes + 1)) GB in $RUN_DIR ($2 KB a picture, and checkpoints), where $(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1e6)}') GB are free"
-    echo "time: $((minutes / 60)) hours $((minutes % 60)) minutes on 2 CPU cores ($3 s a picture, all stages with the dense CRF); not measured on a GPU: the bars tell after a minute"
+    echo "time: $((minutes / 60)) hours $((minutes % 60)) minutes on 2 CPU cores ($3 s a picture, up to the labels of the dense CRF); not measured on a GPU: the bars tell after a minute"
+    if wanted train_seg; then
+        echo "then a segmentation network: $(($1 / 16 * SEG_EPOCHS)) steps of 16 crops, not in this time and for GPUs; --until eval_seg stops before it"
+    fi
 }
 
 run_stages() {  # run_stages EVALUATE LIST: all stages, the evaluations only where EVALUATE is 1, as they need masks; LIST: for the last two
