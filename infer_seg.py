@@ -21,7 +21,7 @@ from data.entries import Entries, Entry
 from data.images import read_picture, to_stored_frame
 from data.loaders import inference_loader
 from data.registry import DATASETS, Dataset, open_dataset
-from data.transforms import normalize
+from data.transforms import enlarge, normalize, shrink
 from errors import InputError
 from network.deeplab import DeepLab
 from tool import checkpoint, crf, label_file, outputs, stage
@@ -44,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
         help="sizes relative to the picture, each used with its mirror (default 0.5 0.75 1.0 1.25 1.5 1.75)",
     )
+    stage.add_max_side(parser)
     parser.add_argument(
         "--crf",
         action=argparse.BooleanOptionalAction,
@@ -67,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     stage.check_scales(parser, args.scales)
     if args.submission and args.dataset != "voc":
         parser.error("--submission is the form of VOC's server; use it with --dataset voc")
+    if args.submission and not args.submission.name.endswith((".tgz", ".tar.gz")):
+        parser.error(f"--submission {args.submission}: the archive is a .tgz; give it such a name")
     return args
 
 
@@ -75,6 +78,7 @@ def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint.fingerprint(args.ckpt),
         "scales": args.scales,
+        "max_side": args.max_side,
         "crf": crf.SEGMENTATION if args.crf else None,
         "amp": args.amp,
         "class_names": list(dataset.class_names),
@@ -97,24 +101,31 @@ def load_network(path: Path, class_names: tuple[str, ...]) -> DeepLab:
 
 
 def segment(model: DeepLab, entries: Entries, args: argparse.Namespace, run: stage.Stage) -> None:
-    loader = inference_loader(Pyramids(entries, None, args.scales), args.num_workers, pin_memory=run.on_gpu)
+    loader = inference_loader(Pyramids(entries, None, args.scales, args.max_side), args.num_workers, pin_memory=run.on_gpu)
     for item in tqdm(loader, desc="segmentation", unit="picture", disable=not run.is_main):
         entry, images = entries[item.index], [normalize(image[None].to(run.device)) for image in item.images]
         with run.autocast():
-            probability = model.segment(images, item.size).cpu().numpy()
+            probability = model.segment(images, item.working_size).cpu().numpy()
         keys = label_file.likely_classes(probability)
         probability = probability[keys]
         if args.crf:
-            probability = crf.refine_maps(read_picture(entry.picture), probability, **crf.SEGMENTATION)
-        stored = to_stored_frame(probability, item.orientation)
+            probability = crf.refine_maps(shrink(read_picture(entry.picture), args.max_side), probability, **crf.SEGMENTATION)
+        stored = to_stored_frame(enlarge(probability, item.size), item.orientation)
         label_file.save_result(args.label_dir, entry.name, keys, stored, args.save_prob)
+
+
+def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A member of an archive without the user's name and the file's time."""
+    member.uid = member.gid = member.mtime = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def pack(entries: Entries, args: argparse.Namespace) -> None:
     """Write the archive that VOC's test server takes."""
     with atomic_write(args.submission) as temporary, tarfile.open(temporary, "w:gz") as archive:
         for name in entries.names():
-            archive.add(label_file.path_of(args.label_dir, name), f"{SERVER_FOLDER}/{name}.png")
+            archive.add(label_file.path_of(args.label_dir, name), f"{SERVER_FOLDER}/{name}.png", filter=anonymous)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -31,7 +30,7 @@ from data.entries import Entries, Entry
 from data.images import read_mask, read_picture, to_stored_frame
 from data.loaders import inference_loader
 from data.registry import COCO, VOC
-from data.transforms import normalize, shrink
+from data.transforms import enlarge, normalize, shrink
 from errors import InputError
 from network.deeplab import DeepLab
 from network.sipe import SIPE, release_names
@@ -54,13 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[0.5, 1.0, 1.5],
         help="sizes relative to the picture, each used with its mirror; 1.0 alone takes a third of the time (default 0.5 1.0 1.5)",
     )
-    parser.add_argument(
-        "--max_side",
-        type=int,
-        default=640,
-        help="larger pictures are shrunk to this side for the network, pixels; 0: not at all (default 640, which is the largest that it "
-        "saw in training)",
-    )
+    stage.add_max_side(parser)
     parser.add_argument(
         "--crf",
         action=argparse.BooleanOptionalAction,
@@ -74,9 +67,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     stage.add_workers(parser)
     args = parser.parse_args(argv)
     stage.check_scales(parser, args.scales)
-    if args.max_side < 0:
-        parser.error("--max_side is at least 0")
-    args.max_side = args.max_side or None
     if args.tags and args.tag_table:
         parser.error("--tags are for all pictures, --tag_table for each; give one of them")
     if any(os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(args.run_dir) for given in args.inputs):
@@ -84,9 +74,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find_pictures(inputs: Sequence[str]) -> Entries:
-    """The pictures that files, folders and patterns stand for, by name. Raises InputError where there is none, or two of one name."""
+def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
+    """The pictures that files, folders and patterns stand for, by name, without what an earlier run left in output_dir.
+
+    Raises InputError where there is none, or two of one name.
+    """
     found: dict[str, str] = {}
+    own = os.path.realpath(output_dir)
     for given in inputs:
         if os.path.isdir(given):
             paths = [*tables.find_files(Path(given), ("{}.*",)).values()]
@@ -94,6 +88,7 @@ def find_pictures(inputs: Sequence[str]) -> Entries:
             paths = [given]
         else:
             paths = sorted(path for path in glob.glob(given, recursive=True) if path.lower().endswith(tables.PICTURE_TYPES))
+        paths = [path for path in paths if os.path.realpath(os.path.dirname(path)) != own or not is_ours(Path(path))]
         if not paths:
             types = ", ".join(tables.PICTURE_TYPES)
             raise InputError(f"{given}: there is no picture ({types}); give pictures, folders or patterns like 'photos/*.jpg'")
@@ -140,29 +135,27 @@ def read_labels(entries: Entries, model: nn.Module, class_names: tuple[str, ...]
     return tables.read_tags(args.tag_table, class_names).labels_of(entries.names(), args.tag_table)
 
 
-def find_maps(model: nn.Module, item: Pyramid, size: tuple[int, int], run: stage.Stage) -> tuple[np.ndarray, np.ndarray]:
-    """The class ids (k,) that matter to a picture, and how strongly each pixel is of each: (k, H, W) float32 in [0, 1] of size (H, W)."""
+def find_maps(model: nn.Module, item: Pyramid, run: stage.Stage) -> tuple[np.ndarray, np.ndarray]:
+    """The class ids (k,) that matter to a picture, and how strongly each pixel of its working size is of each: (k, H, W) in [0, 1]."""
     images = [normalize(image[None].to(run.device)) for image in item.images]
     with run.autocast():
         if isinstance(model, DeepLab):
-            maps = model.segment(images, size).cpu().numpy()
+            maps = model.segment(images, item.working_size).cpu().numpy()
             keys = label_file.likely_classes(maps)
             return keys, maps[keys]
         keys, label = kept_classes(item.label), item.label[None].to(run.device)
-        grids = [model.localize(image, label).is_cam[0, keys] for image in images]
-    return keys, cam_file.fuse(grids, size, normalize=True).cpu().numpy()
+        grids = [model.localize(image, label).is_cam[0].cpu()[keys] for image in images]
+    return keys, cam_file.fuse(grids, item.working_size, normalize=True).numpy()
 
 
 def segment(model: nn.Module, item: Pyramid, picture: np.ndarray, args: argparse.Namespace, run: stage.Stage) -> np.ndarray:
     """Class ids (H, W) uint8 of a picture (H, W, 3), both upright."""
-    small = shrink(picture, args.max_side)
-    keys, maps = find_maps(model, item, small.shape[:2], run)
+    keys, maps = find_maps(model, item, run)
     if args.crf and isinstance(model, DeepLab):
-        maps = crf.refine_maps(small, maps, **crf.SEGMENTATION)
+        maps = crf.refine_maps(shrink(picture, args.max_side), maps, **crf.SEGMENTATION)
     elif args.crf:
-        maps = crf.refine_label(small, maps.argmax(0), len(maps))
-    maps = F.interpolate(torch.from_numpy(maps)[None], picture.shape[:2], mode="bilinear", align_corners=False)[0]
-    return keys[maps.argmax(0).numpy()].astype(np.uint8)
+        maps = crf.refine_label(shrink(picture, args.max_side), maps.argmax(0), len(maps))
+    return keys[enlarge(maps, item.size).argmax(0)].astype(np.uint8)
 
 
 def paths_of(entry: Entry, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -177,13 +170,19 @@ def notes_of(labels: np.ndarray | None, count: int, args: argparse.Namespace) ->
     return [f"{MAKER} {hashlib.sha256(json.dumps([*settings, one]).encode()).hexdigest()}" for one in tags]
 
 
+def is_ours(path: Path) -> bool:
+    """Whether predict.py wrote a mask or an overlay."""
+    return (label_file.maker_of(path) or "").startswith(MAKER)
+
+
 def is_made(entry: Entry, note: str, args: argparse.Namespace) -> bool:
-    """Whether a picture's mask and overlay are there. Raises InputError where others' files are in their place."""
-    mask, overlay = paths_of(entry, args)
-    maker = label_file.maker_of(mask) or ""
-    if not maker.startswith(MAKER) and (mask.exists() or overlay.exists()):
-        raise InputError(f"{mask}, {overlay.name}: are not of {MAKER}, which will not replace them; give another --output_dir")
-    return maker == note and overlay.is_file() and label_file.is_made(mask, entry.picture)
+    """Whether a picture's mask and overlay are there, made as the note says. Raises InputError where others' files are in their place."""
+    mask, overlay = paths = paths_of(entry, args)
+    foreign = next((path for path in paths if path.exists() and not is_ours(path)), None)
+    if foreign:
+        raise InputError(f"{foreign}: is not of {MAKER}, which will not replace it; give another --output_dir")
+    noted = all(label_file.maker_of(path) == note for path in paths)
+    return noted and label_file.is_made(mask, entry.picture) and files.is_up_to_date(overlay, entry.picture)
 
 
 def areas_of(label: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:
@@ -208,7 +207,7 @@ def predict(
         mask, overlay = paths_of(entry, args)
         label_file.save(mask, to_stored_frame(label, item.orientation), notes[item.index])
         with files.atomic_write(overlay) as temporary:
-            Image.fromarray(visualize.overlay(picture, label)).save(temporary, format="jpeg", quality=90)
+            Image.fromarray(visualize.overlay(picture, label)).save(temporary, format="jpeg", quality=90, comment=notes[item.index])
         shares = (f"{name} {100 * pixels / label.size:.1f} %" for name, pixels in areas_of(label, class_names).items())
         tqdm.write(f"{entry.picture}: {', '.join(shares)}")
 
@@ -226,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.crf:
         crf.require()
-    entries = find_pictures(args.inputs)
+    entries = find_pictures(args.inputs, args.run_dir)
     model, class_names = load_network(args.ckpt)
     labels = read_labels(entries, model, class_names, args)
     notes = notes_of(labels, len(entries), args)

@@ -33,7 +33,7 @@ from tool.imagenet_weights import start_backbone
 from tool.visualize import segmentation_sheet
 
 LR = {"deeplabv2": 2.5e-4, "deeplabv3": 1e-3}  # deeplabv2 sums 36 taps of a feature that nothing normalises: 1e-3 is too much for it
-RECIPE = (*training.RECIPE, "network", "output_stride", "scales", "class_balance")
+RECIPE = (*training.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=("MIN", "MAX"),
         help="range of the random factor by which pictures are resized before the crop (default 0.5 2.0)",
     )
+    stage.add_max_side(parser)
     parser.add_argument(
         "--class_balance",
         type=float,
@@ -151,7 +152,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
 
     weight = class_weights(torch.from_numpy(counts), args.class_balance).to(run.device)
     label_path = functools.partial(label_file.path_of, args.label_dir)
-    crops = LabelledCrops(entries, label_path, dataset.num_classes, args.scales, args.crop_size, args.seed)
+    crops = LabelledCrops(entries, label_path, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side)
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, course.start, run.rank, run.world_size)
     run.say(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {args.network}, {course.plan}")
     for batch in course.batches(training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu)):

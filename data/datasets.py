@@ -37,7 +37,8 @@ class TrainingCrops(TorchDataset):
 class LabelledCrops(TorchDataset):
     """One augmented crop of a picture and of its label: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8.
 
-    The label is 255 in the padding. What is drawn depends on seed, epoch and index alone. An item is asked for as (epoch, index).
+    The label is 255 in the padding. max_side: larger pictures are shrunk to it before they are scaled; 0: none. What is drawn depends on
+    seed, epoch and index alone. An item is asked for as (epoch, index).
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class LabelledCrops(TorchDataset):
         scales: tuple[float, float],
         crop_size: int,
         seed: int,
+        max_side: int = 0,
     ):
         self.entries, self.label_path, self.num_classes = entries, label_path, num_classes
-        self.scales, self.crop_size, self.seed = scales, crop_size, seed
+        self.scales, self.crop_size, self.seed, self.max_side = scales, crop_size, seed, max_side
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -62,7 +64,7 @@ class LabelledCrops(TorchDataset):
         picture, turn = read_picture(path), orientation(path)
         stored = read_mask(self.label_path(name), self.num_classes, stored_size(picture.shape[:2], turn))
         label = to_upright_frame(stored, turn)
-        crop, inside, label = augment_pair(picture, label, self.scales, self.crop_size, rng)
+        crop, inside, label = augment_pair(shrink(picture, self.max_side), label, self.scales, self.crop_size, rng)
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(label)}
 
 
@@ -78,16 +80,17 @@ class Pyramid(NamedTuple):
     images: list[torch.Tensor]  # (3, H', W') uint8 each
     label: torch.Tensor  # (K-1,) float32 0/1
     size: tuple[int, int]  # (H, W) of the upright picture
+    working_size: tuple[int, int]  # the same after shrinking, which the scales are relative to
     orientation: int  # EXIF orientation of the stored one
 
 
 class Pyramids(TorchDataset):
     """Whole pictures at several scales, for inference.
 
-    labels: (len(entries), K-1); None where there are none. max_side: larger pictures are shrunk to it before they are scaled.
+    labels: (len(entries), K-1); None where there are none. max_side: larger pictures are shrunk to it before they are scaled; 0: none.
     """
 
-    def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int | None = None):
+    def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int = 0):
         self.entries, self.scales, self.max_side = entries, scales, max_side
         self.labels = np.zeros((len(entries), 0), np.float32) if labels is None else labels
 
@@ -97,5 +100,6 @@ class Pyramids(TorchDataset):
     def __getitem__(self, index: int) -> Pyramid:
         path = self.entries[index].picture
         picture = read_picture(path)
-        images = pyramid(shrink(picture, self.max_side), self.scales)
-        return Pyramid(index, images, torch.from_numpy(self.labels[index]), picture.shape[:2], orientation(path))
+        small = shrink(picture, self.max_side)
+        label = torch.from_numpy(self.labels[index])
+        return Pyramid(index, pyramid(small, self.scales), label, picture.shape[:2], small.shape[:2], orientation(path))

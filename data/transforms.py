@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,9 +65,16 @@ def resize(picture: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def shrink(picture: np.ndarray, max_side: int | None) -> np.ndarray:
-    """A picture (H, W, 3) uint8 whose longer side is at most max_side pixels."""
-    return picture if max_side is None else resize(picture, min(1.0, max_side / max(picture.shape[:2])))
+def shrink(picture: np.ndarray, max_side: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 whose longer side is at most max_side pixels; 0: any side."""
+    return resize(picture, min(1.0, max_side / max(picture.shape[:2]))) if max_side else picture
+
+
+def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (k, h, w) float32 brought to (k, H, W), bilinear: those of a picture that was shrunk."""
+    if maps.shape[1:] == tuple(size):
+        return maps
+    return F.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)[0].numpy()
 
 
 def pyramid(picture: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:

@@ -37,5 +37,5 @@ def class_weights(counts: torch.Tensor, balance: float) -> torch.Tensor:
     balance 0 weighs all pixels the same, 1 all classes. A class without pixels has weight 0.
     """
     share = counts.double() / counts.sum()
-    weight = torch.where(share > 0, share.clamp(min=1e-12) ** -balance, 0)
+    weight = torch.where(share > 0, share**-balance, 0)
     return (weight / (share * weight).sum()).float()

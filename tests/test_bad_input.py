@@ -847,13 +847,13 @@ class TestPseudoLabels:
 
     def test_backbone_that_is_not_deep_enough(self, refused, path, tiny_backbone):
         flags = [*SEG_TRAIN, "--network", "deeplabv2_resnet101", "--weights", tiny_backbone]
-        refused(train_seg, *flags, names=[str(tiny_backbone), "tensor layer3.6.conv1.weight is missing"])
+        refused(train_seg, *flags, names=[str(tiny_backbone), "is of a shallower network"])
 
     def test_backbone_that_is_too_deep(self, refused, path, tiny_backbone, tmp_path):
         deeper = torch.load(tiny_backbone, weights_only=True) | {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
         torch.save(deeper, tmp_path / "resnet101.pth")
         flags = [*SEG_TRAIN, "--weights", tmp_path / "resnet101.pth"]
-        refused(train_seg, *flags, names=["resnet101.pth", "tensor layer3.6.conv1.weight is of a deeper network"])
+        refused(train_seg, *flags, names=["resnet101.pth", "is of a deeper network than this one (layer3.6)"])
         (tmp_path / "resnet101.pth").unlink()
 
     def test_a_batch_of_one_for_deeplab_v3(self, refused, path):
@@ -1145,6 +1145,9 @@ class TestPredictions:
         (infer_seg, "--scales 9"),
         (infer_seg, "--num_workers -1"),
         (infer_seg, "--submission mine.tgz --dataset folder"),
+        (infer_seg, "--submission photo.jpg"),
+        (infer_seg, "--max_side -1"),
+        (train_seg, "--max_side many"),
         (infer_seg, "--submission mine.tgz --dataset coco"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,

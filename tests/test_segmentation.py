@@ -275,6 +275,29 @@ class TestInference:
             assert probability.sum(0, dtype=np.float32).min() > 0.5
             assert all(probability[1:].reshape(len(keys) - 1, -1).max(1) > 0.01)
 
+    def test_probabilities_older_than_their_picture_are_made_again(self, inferred, tiny_voc, tmp_path):
+        flags = [*data_flags(tiny_voc, tmp_path / "run"), *inferred.flags]
+        call(infer_seg.main, *flags, "--save_prob")
+        os.utime(tiny_voc / f"JPEGImages/{NAMES[0]}.jpg")
+        assert "1 of them to do" in call(infer_seg.main, *flags)
+        assert "1 of them to do" in call(infer_seg.main, *flags, "--save_prob")
+
+    def test_large_pictures_are_shrunk_for_the_network_alone(self, inferred, fixed_voc, tmp_path, monkeypatch):
+        seen, segment = [], DeepLab.segment
+
+        def spy(model, images, size):
+            seen.append(([tuple(image.shape[2:]) for image in images], tuple(size)))
+            return segment(model, images, size)
+
+        monkeypatch.setattr(DeepLab, "segment", spy)
+        listed = ["--list", write_lines(tmp_path / "one.txt", NAMES[0])]
+        flags = [*data_flags(fixed_voc, tmp_path / "run"), *inferred.flags, *listed, "--max_side", 32, "--save_prob"]
+        for more in ([], ["--crf", "--overwrite"]):
+            call(infer_seg.main, *flags, *more)
+            assert seen.pop() == ([(24, 32), (12, 16)], (24, 32))
+            assert label_of(tmp_path / "run/seg_pred", NAMES[0]).shape == SIZE
+            assert probability_of(tmp_path / "run/seg_pred", NAMES[0])[1].shape[1:] == SIZE
+
     def test_probabilities_can_be_added_later(self, inferred, fixed_voc, tmp_path):
         shutil.copytree(inferred.masks, tmp_path / "run/seg_pred", ignore=shutil.ignore_patterns("*.npz"))
         flags = [*data_flags(fixed_voc, tmp_path / "run"), *inferred.flags]
@@ -384,7 +407,7 @@ class TestInference:
 def test_two_processes_do_what_one_does(inferred, checkpoints, fixed_voc, tiny_backbone, run_dir):
     """Both halves of the batch differ in how many of their pixels have a label; the step is large enough to show in every weight."""
     together, alone = data_flags(fixed_voc, run_dir / "together"), data_flags(fixed_voc, run_dir / "alone")
-    one_step = [*training_flags(fixed_voc, tiny_backbone), "--batch_size", 6, "--max_epochs", 1, "--lr", 1e-3]
+    one_step = [*training_flags(fixed_voc, tiny_backbone), "--batch_size", 6, "--max_epochs", 1, "--lr", 1e-3, "--class_balance", 0.5]
     predicted = [fixed_voc / "JPEGImages", "--output_dir", run_dir / "together/predicted", *PREDICT, checkpoints["segmentation"], "--areas"]
     in_two_processes([[train_seg, *together, *one_step], [infer_seg, *together, *inferred.flags], [predict, *predicted]])
     threads = torch.get_num_threads()
@@ -463,15 +486,15 @@ class TestPrediction:
         (pictures / "notes.txt").write_text("no picture")
         (pictures / ".hidden.jpg").touch()
         monkeypatch.chdir(pictures)
-        assert sorted(predict.find_pictures(inputs).names()) == expected
+        assert sorted(predict.find_pictures(inputs, Path("out")).names()) == expected
 
     def test_names_as_people_give_them_are_names_and_no_patterns(self, pictures, monkeypatch):
         odd = ["[x]*.jpg", "v1.5.JPG", "100%d.jpg", "a, b.jpg", "猫 と 犬.jpg"]
         for name in odd:
             shutil.copy(pictures / f"{NAMES[0]}.jpg", pictures / name)
         monkeypatch.chdir(pictures)
-        assert list(predict.find_pictures(odd).names()) == [name[:-4] for name in odd]
-        assert list(predict.find_pictures(["[[]x[]]*"]).names()) == ["[x]*"]
+        assert list(predict.find_pictures(odd, Path("out")).names()) == [name[:-4] for name in odd]
+        assert list(predict.find_pictures(["[[]x[]]*"], Path("out")).names()) == ["[x]*"]
 
     def test_a_folder_and_a_pattern_get_their_masks(self, run, out, pictures):
         assert "3 pictures, 3 of them to do" in run(pictures, pictures / "**/*.jpg")
@@ -520,6 +543,31 @@ class TestPrediction:
         path.write_bytes(path.read_bytes()[:-1])
         assert "2 pictures, 1 of them to do" in run(pictures)
         assert bytes_below(out) == before
+
+    def test_what_an_earlier_run_left_is_no_picture(self, run, out, pictures):
+        """Masks and overlays below the folder that a pattern goes through."""
+        pattern = out.parent / "**/*.*g"
+        for _ in range(2):
+            assert run(pattern).startswith("3 pictures, ")
+        assert files_below(out) == {f"{name}{ending}" for name in NAMES[:3] for ending in (".png", "_overlay.jpg")}
+
+    def test_a_mask_that_is_gone_is_made_again(self, run, out, pictures):
+        run(pictures)
+        before = bytes_below(out)
+        (out / f"{NAMES[0]}.png").unlink()
+        assert "2 pictures, 1 of them to do" in run(pictures)
+        assert bytes_below(out) == before
+
+    def test_a_rerun_with_other_settings_that_is_stopped_leaves_no_old_overlay(self, run, out, pictures):
+        run(pictures, "--scales", 0.5)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, visualize, "overlay", 1)
+            run(pictures)
+        run(pictures)
+        stopped = bytes_below(out)
+        shutil.rmtree(out)
+        run(pictures)
+        assert bytes_below(out) == stopped
 
     @pytest.mark.parametrize(("function", "to_do"), [("save", 1), ("overlay", 1)])
     def test_a_stopped_run_goes_on_and_ends_with_the_same_files(self, run, out, pictures, tmp_path, function, to_do):

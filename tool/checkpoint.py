@@ -98,14 +98,18 @@ def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """Fill a ResNet from a state dict in torchvision's layout, in any precision; its ImageNet head `fc` is left out.
 
-    Raises InputError where a tensor is missing, of another shape, or of a deeper ResNet.
+    Raises InputError where a tensor is missing, of another shape, or of a deeper or shallower ResNet.
     """
     content = read(path)
     tensors = content.get("state_dict", content)
+    theirs, ours = (
+        {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
+        for names in (tensors, backbone.state_dict())
+    )
+    if theirs and theirs != ours:
+        depth, block = ("deeper", min(theirs - ours)) if theirs - ours else ("shallower", min(ours - theirs))
+        raise InputError(f"{path}: is of a {depth} network than this one ({block}); give weights of the same depth")
     fill(backbone, tensors, path)
-    deeper = next((name for name in tensors if str(name).startswith("layer") and name not in backbone.state_dict()), None)
-    if deeper:
-        raise InputError(f"{path}: tensor {deeper} is of a deeper network than this one; give weights of the same depth")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:

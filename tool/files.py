@@ -28,6 +28,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_up_to_date(path: Path, source: Path) -> bool:
+    """Whether a file is there, and not older than the one that it is made from."""
+    try:
+        return path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all. Raises InputError where the disk refuses."""
     with atomic_write(path) as temporary:

@@ -57,20 +57,18 @@ def save(path: Path, label: np.ndarray, maker: str | None = None) -> None:
 
 
 def maker_of(path: Path) -> str | None:
-    """Who is noted in a label image as its maker; None for a file without a note, of another kind, or missing."""
+    """Who is noted in a label image, or in a JPEG's comment, as its maker; None for a file without a note, of another kind, or missing."""
     try:
         with Image.open(path) as image:
-            return image.info.get(_MAKER)
+            comment = image.info.get("comment") if image.format == "JPEG" else None
+            return comment.decode(errors="replace") if comment else image.info.get(_MAKER)
     except UNREADABLE:
         return None
 
 
 def is_made(path: Path, source: Path) -> bool:
     """Whether a whole label lies there that is not older than the file that it is made from."""
-    try:
-        return is_whole(path) and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
-    except OSError:
-        return False
+    return is_whole(path) and files.is_up_to_date(path, source)
 
 
 def is_whole(path: Path) -> bool:
@@ -103,4 +101,4 @@ def save_result(folder: Path, name: str, keys: np.ndarray, probability: np.ndarr
 
 def is_result_made(folder: Path, name: str, source: Path, with_probability: bool) -> bool:
     """Whether `save_result` has written all that it would, and not before the file that it is made from."""
-    return is_made(path_of(folder, name), source) and (not with_probability or (folder / f"{name}.npz").is_file())
+    return is_made(path_of(folder, name), source) and (not with_probability or files.is_up_to_date(folder / f"{name}.npz", source))

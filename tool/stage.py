@@ -50,6 +50,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_side(parser: argparse.ArgumentParser) -> None:
+    """Give a command of the segmentation network the flag --max_side; `max_side` reads it."""
+    parser.add_argument(
+        "--max_side",
+        type=_count,
+        default=640,
+        help="larger pictures are shrunk to this side before anything else, pixels, so that training and masks see things at one size; "
+        "0: not at all (default 640, which no picture of VOC and COCO exceeds)",
+    )
+
+
 def check_scales(parser: argparse.ArgumentParser, scales: Sequence[float]) -> None:
     """End with argparse's error where a factor by which pictures are resized is out of range."""
     if not all(0 < scale <= 8 for scale in scales):

@@ -151,6 +151,8 @@ class Training:
                 for name, part in self.parts.items():
                     part.load_state_dict(self._before[name])
                 torch.set_rng_state(self._before["rng"])
+                if self.run.on_gpu:
+                    torch.cuda.set_rng_state(self._before["gpu_rng"])
                 self.start = self._before["step"]
             except (KeyError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
@@ -198,6 +200,8 @@ class Training:
             self.journal.picture(step, f"train/{picture_name}", picture())
         if self.run.is_main and saves:
             progress = {"step": step, "rng": torch.get_rng_state()}
+            if self.run.on_gpu:
+                progress["gpu_rng"] = torch.cuda.get_rng_state()
             checkpoint.save(self.last, self.about | progress | {name: part.state_dict() for name, part in self.parts.items()})
 
     def finish(self) -> None:

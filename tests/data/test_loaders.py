@@ -143,6 +143,16 @@ def test_a_labelled_crop_is_repeatable_and_differs_by_epoch_picture_and_seed(lab
     assert not any(torch.equal(crops[2, 1]["image"], other["image"]) for other in others)
 
 
+def test_a_large_picture_is_shrunk_before_it_is_scaled(tmp_path):
+    label = np.repeat(np.array([1, 2], np.uint8), 64)[None].repeat(96, 0)
+    Image.fromarray(100 * label).convert("RGB").save(tmp_path / "a.png")
+    Image.fromarray(label).save(tmp_path / "mask.png")
+    entries = Entries.of([("a", str(tmp_path / "a.png"), str(tmp_path / "none.png"))])
+    item = LabelledCrops(entries, {"a": tmp_path / "mask.png"}.__getitem__, 3, (0.5, 0.5), 64, seed=0, max_side=64)[0, 0]
+    found, inside = item["label"].numpy(), item["inside"].numpy()
+    assert inside.sum() == 24 * 32 and (found[inside] == 1).sum() == 24 * 16
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_label_in_the_stored_frame_is_turned_with_its_picture(tmp_path, orientation):
     label = np.array([[1, 2, 3], [4, 5, 6]], np.uint8).repeat(8, 0).repeat(8, 1)  # as it is shown: no turn or mirror of it is alike

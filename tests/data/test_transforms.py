@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, normalize, pyramid, resize, shrink, to_tensor
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, normalize, pyramid, resize, shrink, to_tensor
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_resize_by_one_changes_nothing():
         ((2, 900), 90, (1, 90)),
         ((375, 500), 500, (375, 500)),
         ((375, 500), 501, (375, 500)),
-        ((375, 500), None, (375, 500)),
+        ((375, 500), 0, (375, 500)),
     ],
 )
 def test_a_picture_is_shrunk_to_its_longer_side_and_never_enlarged(size, max_side, expected):
@@ -59,10 +59,16 @@ def test_no_side_is_longer_than_asked_for(max_side):
     assert all(max(shrink(picture[:side], max_side).shape) == max(max_side, 3) for side in (1, 30, 299, 301))
 
 
-@pytest.mark.parametrize("max_side", [500, 4000, None])
+@pytest.mark.parametrize("max_side", [500, 4000, 0])
 def test_a_picture_that_is_small_enough_stays_as_it_is(max_side):
     picture = np.random.default_rng(0).integers(0, 256, (4, 500, 3), dtype=np.uint8)
     assert np.array_equal(shrink(picture, max_side), picture)
+
+
+def test_maps_are_enlarged_between_their_cells():
+    maps = np.array([[[0.0, 1.0]]], np.float32)
+    np.testing.assert_allclose(enlarge(maps, (2, 4))[0], [[0, 0.25, 0.75, 1]] * 2)
+    assert enlarge(maps, (1, 2)) is maps
 
 
 def test_shrinking_averages_instead_of_picking():
