@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
         picture = read_picture(path)
         label = to_upright_frame(read_mask(label_file.path_of(folder, name), 255), orientation(path))
         shown.append((picture, label_file.palette()[label], visualize.overlay(picture, label)))
-        titles.append(", ".join(one for one in about["pixels"] if one != "background") or "background")
+        large = [one for one, pixels in about["pixels"].items() if one != "background" and pixels >= label.size / 100]
+        titles.append(", ".join(large) or "background")
     visualize.contact_sheet([*zip(LINES, zip(*shown))], titles, Path(__file__).with_name("predictions.jpg"), dpi=90)
 
 
