@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.datasets import LabelledCrops, Pyramids
@@ -102,7 +101,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     start_backbone(model.resnet50, args.weights)
     model.to(run.device, memory_format=torch.channels_last).train()
     course.begin(model, model.edge_parameters(), model.displacement_parameters())
-    parallel = DistributedDataParallel(model) if run.world_size > 1 else model
+    parallel = course.parallel(model)
 
     label_path = functools.partial(label_file.path_of, folder)
     crops = LabelledCrops(entries, label_path, dataset.num_classes, args.scales, args.crop_size, args.seed)

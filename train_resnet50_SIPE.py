@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.datasets import Pyramids, TrainingCrops, kept_classes
@@ -128,7 +127,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     course.begin(model, model.backbone_parameters(), model.head_parameters())
     if args.weights == "none" and run.world_size > 1 and run.on_gpu:
         model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU
-    parallel = (DistributedDataParallel(model) if run.world_size > 1 else model).train()
+    parallel = course.parallel(model.train())
 
     crops = TrainingCrops(entries, labels, args.resize_long, args.crop_size, args.seed)
     batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, course.start, run.rank, run.world_size)

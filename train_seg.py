@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.datasets import LabelledCrops
@@ -148,7 +147,7 @@ def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries:
     course.begin(model, model.backbone.parameters(), model.classifier.parameters())
     if run.world_size > 1 and run.on_gpu:
         model.classifier = nn.SyncBatchNorm.convert_sync_batchnorm(model.classifier)  # statistics of the whole batch, as on one GPU
-    parallel = DistributedDataParallel(model) if run.world_size > 1 else model
+    parallel = course.parallel(model)
 
     weight = class_weights(torch.from_numpy(counts), args.class_balance).to(run.device)
     label_path = functools.partial(label_file.path_of, args.label_dir)

@@ -17,7 +17,8 @@ class TrainingCrops(TorchDataset):
     """One augmented crop a picture: image (3, C, C) uint8, inside (C, C) bool, label (K-1,) float32.
 
     What is drawn depends on seed, epoch and index alone, so neither workers nor a resumed run change it. An item is asked for
-    as (epoch, index).
+    as (epoch, index). JPEGs at least four times as large as any crop needs are decoded at a reduced scale; the pictures of VOC and COCO
+    are not, at the published sizes.
     """
 
     def __init__(self, entries: Entries, labels: np.ndarray, resize_long: tuple[int, int], crop_size: int, seed: int):
@@ -30,7 +31,8 @@ class TrainingCrops(TorchDataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = epoch_and_index
         rng = np.random.default_rng((self.seed, epoch, index))
-        crop, inside = augment(read_picture(self.entries[index].picture), self.resize_long, self.crop_size, rng)
+        picture = read_picture(self.entries[index].picture, least_side=2 * self.resize_long[1])
+        crop, inside = augment(picture, self.resize_long, self.crop_size, rng)
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(self.labels[index])}
 
 

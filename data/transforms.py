@@ -3,6 +3,7 @@
 The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,7 +90,13 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 
 def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
     """ImageNet mean and deviation: (B, 3, H, W) uint8 -> float32 in channels_last, 0 where `inside` (B, H, W) is False."""
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    mean, std = _statistics(image.device)
     image = (image.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
     return image if inside is None else image * inside[:, None]
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's mean and deviation, (3, 1, 1) each, copied to a device once: each copy waits for all that a GPU still has to do."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

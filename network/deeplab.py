@@ -34,6 +34,8 @@ class MultiRateClassifier(nn.Module):
 class DeepLab(nn.Module):
     """A dilated ResNet, which keeps its ImageNet BatchNorm statistics, under DeepLab-v2's classifier or torchvision's DeepLab-v3 head.
 
+    Under autocast the logits come at lower precision; the loss and the probabilities are computed from them in float32.
+
     Args:
         network: one of NETWORKS.
         num_classes: K, background included.

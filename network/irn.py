@@ -36,7 +36,8 @@ class MeanShift(nn.Module):
 class IRN(nn.Module):
     """A frozen ImageNet ResNet-50 under an edge branch and a displacement branch (IRN section 4).
 
-    Names of tensors are those of the authors' irn.pth, which therefore loads as it is.
+    Names of tensors are those of the authors' irn.pth, which therefore loads as it is. Under autocast both outputs are float32 still, and
+    the losses and the random walk, which start from them, are computed outside of it.
     """
 
     def __init__(self):

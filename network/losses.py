@@ -1,4 +1,7 @@
-"""The two losses of SIPE, which training adds with equal weight (SIPE equation 8), and that of segmentation networks."""
+"""The two losses of SIPE, which training adds with equal weight (SIPE equation 8), and that of segmentation networks.
+
+All are computed in float32, also under autocast.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -24,6 +24,9 @@ class Localization(NamedTuple):
 class SIPE(nn.Module):
     """ResNet-50 classifier with side branches, and the prototypes between its two kinds of map (SIPE figure 2).
 
+    Under autocast the convolutions alone run at lower precision. What follows them, from the division by norms in `describe` on, is
+    computed in float32 from their results: hierarchical feature, maps, seeds, prototypes and scores.
+
     Args:
         num_classes: K, background included (VOC 21, COCO 81).
         pretrained: the backbone starts from ImageNet weights: layer1, layer2 and all BatchNorm statistics stay frozen.
@@ -75,7 +78,10 @@ class SIPE(nn.Module):
         return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
 
     def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w)."""
+        """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).
+
+        The last is float32, also under autocast.
+        """
         _, *layers = self.resnet50(image)
         grid = layers[2].shape[2:]
         sides = (unit_cells(getattr(self, f"side{i}")(layer.detach()).float()) for i, layer in enumerate(layers, 1))

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -148,6 +149,17 @@ def kill_once_there(path: Path, script: ModuleType, flags: list) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with as many threads as each of two processes has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 IN_TWO_PROCESSES = """
 import importlib, json, os, sys
 todo = json.loads(sys.argv[1])
@@ -175,3 +187,21 @@ def in_two_processes(calls: list[list]) -> None:
         finally:
             if process.returncode != 0:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill_one_of_two(path: Path, script: ModuleType, flags: list) -> str:
+    """Start a stage by torchrun in two processes, kill the second as soon as a file is there, and return what was said on stderr."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script.__file__, *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None and not path.exists():
+                time.sleep(0.01)
+            ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            (second,) = (int(pid) for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+            os.kill(second, signal.SIGKILL)
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.terminate()  # torchrun ends its processes
+    assert process.returncode == 1
+    return said

@@ -22,6 +22,7 @@ from common import (
     stop_after,
     turn,
     weights_of,
+    write_lines,
 )
 from PIL import Image
 
@@ -35,7 +36,12 @@ import predict
 import train_irn
 import train_resnet50_SIPE as train
 import train_seg
+from data.datasets import Pyramids, kept_classes
+from data.images import stored_size
+from data.loaders import by_size
+from data.registry import open_dataset
 from errors import InputError
+from network.sipe import SIPE
 from tool import cam_file, checkpoint, stage
 
 COMMANDS = [train, make_cam, eval_cam, make_ir_labels, train_irn, make_seg_labels, eval_seg, train_seg, infer_seg, predict]
@@ -137,6 +143,21 @@ class TestResuming:
         assert_same_weights(run_dir / "ckpt/final.pth", chain.run_dir / "ckpt/final.pth")
         assert {path.name for path in (run_dir / "ckpt").iterdir()} == {"final.pth"}
 
+    @pytest.mark.slow
+    def test_a_compiled_training_is_taken_up_by_one_that_is_not(self, fixed_voc, tiny_backbone, run_dir):
+        """The rate is small: with random weights a large one lets roundings grow into other seeds."""
+        small_rate = [*training_flags(tiny_backbone), "--lr", 0.001, "--save_every", 1]
+        flags = [*data_flags(fixed_voc, run_dir / "compiled"), *small_rate]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, train, "train_step", 3)
+            call(train.main, *flags, "--compile")
+        assert "from step 3" in call(train.main, *flags)
+        call(train.main, *data_flags(fixed_voc, run_dir / "plain"), *small_rate)
+        ours, theirs = (weights_of(run_dir / name / "ckpt/final.pth") for name in ("compiled", "plain"))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert (value - theirs[name]).abs().max() <= 1e-5 * theirs[name].abs().max() + 1e-7, name
+
     def test_without_resume_a_run_starts_over(self, fixed_voc, tiny_backbone, run_dir):
         checkpoint.save(run_dir / "ckpt/last.pth", {"arguments": {"lr": 0.1}, "step": 1})
         one_step = ["--batch_size", 6, "--max_epochs", 1, "--lr", 0.05, "--no-resume"]
@@ -159,6 +180,19 @@ class TestResuming:
             assert ours.files == theirs.files
             assert all(np.array_equal(ours[array], theirs[array]) for array in ours.files)
 
+    def test_maps_that_cannot_be_written_end_localization_by_name(self, chain, fixed_voc, tmp_path):
+        flags = [*data_flags(fixed_voc, tmp_path / "run"), *mapping_flags(), "--ckpt", chain.run_dir / "ckpt/final.pth"]
+        call(make_cam.main, *flags, "--list", write_lines(tmp_path / "one.txt", NAMES[5]))
+        path = cam_file.path_of(tmp_path / "run", NAMES[3])
+        path.mkdir()
+        with pytest.raises(InputError, match="cannot be written") as error:
+            call(make_cam.main, *flags)
+        assert str(error.value).startswith(f"{path}: ")
+        path.rmdir()
+        assert {*NAMES[:3], NAMES[5]} <= {path.stem for path in (tmp_path / "run/cam").glob("*.npz")}
+        call(make_cam.main, *flags)
+        assert files_below(tmp_path / "run") == {"cam/settings.json", *(f"cam/{name}.npz" for name in NAMES)}
+
 
 class TestLocalization:
     def test_every_picture_has_one_file(self, chain):
@@ -171,6 +205,41 @@ class TestLocalization:
             assert maps.size == (48, 64)
             assert maps.is_cam.shape == maps.cam.shape == (len(maps.keys), 48, 64)
             assert 0 <= min(maps.is_cam.min(), maps.cam.min()) <= max(maps.is_cam.max(), maps.cam.max()) <= 1
+
+    def test_pictures_of_one_size_in_a_batch_get_the_maps_that_each_gets_alone(self, chain, tiny_voc):
+        """Three sizes, one of them larger than the others by EXIF's turn alone."""
+        for name, size in ((NAMES[1], (48, 64)), (NAMES[4], (80, 32))):
+            Image.open(tiny_voc / f"JPEGImages/{name}.jpg").resize(size).save(tiny_voc / f"JPEGImages/{name}.jpg")
+        turn(*(tiny_voc / f"JPEGImages/{name}.jpg" for name in (NAMES[0], NAMES[2])))
+        dataset = open_dataset("voc", tiny_voc)
+        entries = dataset.entries("train")
+        model = SIPE(dataset.num_classes).eval()
+        checkpoint.fill(model, checkpoint.read(chain.run_dir / "ckpt/final.pth")["model"], "final.pth")
+        items = list(Pyramids(entries, dataset.labels(entries), [0.5, 1.5, 1.0]))
+        run = stage.Stage(torch.device("cpu"), 0, 1, chain.run_dir)
+        batches = list(by_size(items, 4))
+        assert sorted([item.index for item in batch] for batch in batches) == [[0, 1, 2], [3, 5], [4]]
+        for batch in batches:
+            for item, (keys, maps) in zip(batch, make_cam.localize(model, batch, run)):
+                ((own_keys, own_maps),) = make_cam.localize(model, [item], run)
+                assert np.array_equal(keys, own_keys) and keys.tolist() == kept_classes(item.label).tolist()
+                for kind in ("is_cam", "cam"):
+                    stored = stored_size(item.size, item.orientation)
+                    sizes = [tuple(-(-round(scale * side) // 16) for side in stored) for scale in (0.5, 1.5, 1.0)]
+                    assert [grid.shape for grid in maps[kind]] == [(len(keys), *size) for size in sizes]
+                    for grid, own_grid in zip(maps[kind], own_maps[kind]):
+                        np.testing.assert_allclose(grid, own_grid, atol=1e-6, rtol=0)
+
+    def test_batches_are_no_part_of_how_maps_are_made(self, chain, fixed_voc, tmp_path):
+        flags = [*data_flags(fixed_voc, tmp_path / "run"), *mapping_flags(), "--ckpt", chain.run_dir / "ckpt/final.pth"]
+        call(make_cam.main, *flags, "--list", write_lines(tmp_path / "two.txt", *NAMES[:2]))
+        assert "6 pictures, 4 of them to do" in call(make_cam.main, *flags, "--batch_size", 4)
+        assert files_below(tmp_path / "run") == {"cam/settings.json", *(f"cam/{name}.npz" for name in NAMES)}
+        for name in NAMES:
+            ours, theirs = (np.load(cam_file.path_of(where, name), allow_pickle=False) for where in (tmp_path / "run", chain.run_dir))
+            assert ours.files == theirs.files
+            for array in ours.files:
+                np.testing.assert_allclose(ours[array], theirs[array], atol=1e-3)  # float16
 
     def test_a_second_run_writes_nothing(self, chain):
         before = {path: path.stat().st_mtime_ns for path in (chain.run_dir / "cam").iterdir()}

@@ -23,6 +23,7 @@ from common import (
     in_two_processes,
     kill_once_there,
     label_of,
+    one_thread,
     probability_of,
     stop_after,
     times_below,
@@ -410,14 +411,10 @@ def test_two_processes_do_what_one_does(inferred, checkpoints, fixed_voc, tiny_b
     one_step = [*training_flags(fixed_voc, tiny_backbone), "--batch_size", 6, "--max_epochs", 1, "--lr", 1e-3, "--class_balance", 0.5]
     predicted = [fixed_voc / "JPEGImages", "--output_dir", run_dir / "together/predicted", *PREDICT, checkpoints["segmentation"], "--areas"]
     in_two_processes([[train_seg, *together, *one_step], [infer_seg, *together, *inferred.flags], [predict, *predicted]])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the two had
-    try:
+    with one_thread():
         call(train_seg.main, *alone, *one_step)
         call(infer_seg.main, *alone, *inferred.flags)
         call(predict.main, *predicted, "--output_dir", run_dir / "alone/predicted")
-    finally:
-        torch.set_num_threads(threads)
     for folder in ("seg_pred", "predicted"):
         assert bytes_below(run_dir / "together" / folder) == bytes_below(run_dir / "alone" / folder)
     ours, theirs = (weights_of(run_dir / place / "ckpt/seg.pth") for place in ("together", "alone"))

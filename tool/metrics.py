@@ -8,7 +8,7 @@ IGNORE = 255
 def confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pixels: truth, prediction (any shape) uint8 class ids -> (K, K) int64, rows are the truth; 255 in either is ignored."""
     counted = (truth != IGNORE) & (prediction != IGNORE)
-    pairs = truth[counted].astype(np.int64) * num_classes + prediction[counted]
+    pairs = truth[counted].astype(np.uint16) * np.uint16(num_classes) + prediction[counted]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

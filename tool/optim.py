@@ -10,11 +10,21 @@ from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 
 def poly_sgd(
-    backbone: Iterable[nn.Parameter], heads: Iterable[nn.Parameter], lr: float, steps: int, momentum: float, weight_decay: float
+    backbone: Iterable[nn.Parameter],
+    heads: Iterable[nn.Parameter],
+    lr: float,
+    steps: int,
+    momentum: float,
+    weight_decay: float,
+    fused: bool = True,
 ) -> tuple[SGD, LRScheduler]:
-    """lr for the backbone, ten times lr for the heads, both times (1 - step / steps) ** 0.9."""
+    """lr for the backbone, ten times lr for the heads, both times (1 - step / steps) ** 0.9.
+
+    fused: all weights in one pass; not with a GradScaler, as PyTorch's fused SGD takes memory that nobody wrote to for its momentum
+    where the first step of all overflows.
+    """
     groups = [{"params": list(backbone), "lr": lr}, {"params": list(heads), "lr": 10 * lr}]
-    optimizer = SGD(groups, momentum=momentum, weight_decay=weight_decay)
+    optimizer = SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
     return optimizer, PolynomialLR(optimizer, total_iters=steps, power=0.9)
 
 

@@ -1,7 +1,10 @@
 """The folder that a stage fills with one file a picture: made in one way only, and by many processes at a time."""
 
 import argparse
+import collections
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,23 @@ def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], num_worker
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+@contextlib.contextmanager
+def in_background(function: Callable[..., None], threads: int = 2, most: int = 32) -> Iterator[Callable[..., None]]:
+    """Yield a stand-in for a function that writes a file: it returns at once, and the file is written by a thread.
+
+    An error there is raised by a later call, or at the end of the block. Where `most` files wait, a call waits for the first of them.
+    However the block ends, the files that wait are written first.
+    """
+    waiting = collections.deque()
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        waiting.append(pool.submit(function, *args, **kwargs))
+        while waiting and (waiting[0].done() or len(waiting) > most):
+            waiting.popleft().result()
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield call
+    for written in waiting:
+        written.result()

@@ -5,7 +5,9 @@ import contextlib
 import os
 import random
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +21,20 @@ import torch.distributed as dist
 from errors import InputError
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# what PyTorch's errors, as "module.class: text", mean to the user; the parentheses say what of the text is worth repeating
+MEANINGS = (
+    (
+        r"DataLoader worker .*(exited unexpectedly|killed)",
+        "a worker process was killed, perhaps for lack of memory; use a smaller --num_workers",
+    ),
+    (r"OutOfMemoryError: (.*?)\.", "the GPU's memory does not suffice ({}); use a smaller --batch_size, --crop_size or --scales"),
+    (r"^torch\._(?:dynamo|inductor)\..*?: (.*)", "--compile does not work here ({}); leave it out, or mend what it needs"),
+    (
+        r"(?:distributed.*Dist\w*Error: |gloo/transport\S*\] )(.*?)(?:\. |\n|$)",
+        "this process has lost another one, so it ends, too ({}); mend what the other one says, if anything, and the same command goes on",
+    ),
+)
 
 
 def parser(doc: str, datasets: list[str], device: bool = True, most_workers: int | None = 8) -> argparse.ArgumentParser:
@@ -208,25 +224,64 @@ def seed_everything(seed: int) -> None:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Call a script's main; what the user can mend is one line on stderr and exit status 2."""
+    """Call a script's main; what the user can mend is one line on stderr and exit status 2. So are Ctrl-C (130) and SIGTERM (143)."""
     program = Path(sys.argv[0]).name
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    anew = " and ".join(flag for flag in ("--overwrite", "--no-resume") if flag in sys.argv)
+    goes_on = f"the same command{f' without {anew}' if anew else ''} goes on from here"
     try:
-        main()
+        with _heed_sigterm(f"\n{program}: stopped by SIGTERM, perhaps as another process has ended; {goes_on}"):
+            main()
     except InputError as error:
         # a worker process of a DataLoader wraps the message into its traceback; the message is what comes last
         message = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"{program}: error: {message}", file=sys.stderr, flush=True)
         return 2
     except RuntimeError as error:
-        if not re.search(r"DataLoader worker .*(exited unexpectedly|killed)", str(error)):
+        message = _meaning(error)
+        if message is None:
             raise
-        print(f"{program}: error: a worker process was killed, perhaps for lack of memory; use a smaller --num_workers", file=sys.stderr)
+        print(f"{program}: error: {message}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        anew = " and ".join(flag for flag in ("--overwrite", "--no-resume") if flag in sys.argv)
-        without = f" without {anew}" if anew else ""
-        print(f"\n{program}: stopped; the same command{without} goes on from here", file=sys.stderr, flush=True)
+        print(f"\n{program}: stopped; {goes_on}", file=sys.stderr, flush=True)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _heed_sigterm(line: str) -> Iterator[None]:
+    """At SIGTERM, which torchrun sends to the processes that are left when one has ended, say a line and end.
+
+    A thread does so: the main one may be waiting for a GPU or for the process that has ended, and would never hear of it. Nothing is
+    tidied up, as every file is whole or absent.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def end_when_told() -> None:
+        while (number := os.read(reader, 1)) != bytes([signal.SIGTERM]):
+            if not number:
+                return os.close(reader)
+        print(line, file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(writer)  # to which the signal's number is written
+    threading.Thread(target=end_when_told, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[1])
+        signal.signal(signal.SIGTERM, before[0])
+        os.close(writer)
+
+
+def _meaning(error: RuntimeError) -> str | None:
+    """One line for an error of PyTorch's that is no bug of ours; None for any other."""
+    text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    for pattern, meaning in MEANINGS:
+        found = re.search(pattern, text)
+        if found:
+            return meaning.format(found[1])
+    return None

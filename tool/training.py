@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -55,6 +56,13 @@ def add_flags(
     published = "; the published numbers have practically none" if momentum < 0.01 else ""
     parser.add_argument("--momentum", type=float, default=momentum, help=f"of SGD{published} (default {momentum})")
     parser.add_argument("--wt_dec", type=float, default=wt_dec, help=f"weight decay (default {wt_dec})")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile the network with torch.compile, which takes minutes at the start and a C++ compiler; a stopped run may go on with it "
+        "or without (default off)",
+    )
     parser.add_argument(
         "--save_every", type=int, default=500, help="save progress every so many steps too; 0: only after an epoch (default 500)"
     )
@@ -140,8 +148,10 @@ class Training:
     def begin(self, model: nn.Module, backbone: Iterable[nn.Parameter], heads: Iterable[nn.Parameter]) -> None:
         """Make the optimizer of both groups; put all back to where the stopped run left it, torch's generator too."""
         args = self.args
-        self.optimizer, self.schedule = optim.poly_sgd(backbone, heads, args.lr, self.steps, args.momentum, args.wt_dec)
         self.scaler = torch.amp.GradScaler(self.run.device.type, enabled=self.run.amp is torch.float16)
+        self.optimizer, self.schedule = optim.poly_sgd(
+            backbone, heads, args.lr, self.steps, args.momentum, args.wt_dec, fused=not self.scaler.is_enabled()
+        )
         self.parts = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         if not self.args.resume and self.run.is_main:  # what is left of an earlier training must not pass for this one
             self.last.unlink(missing_ok=True)
@@ -161,6 +171,14 @@ class Training:
         self.step = self.start
         is_main = self.run.is_main
         self.journal = Journal(self.log_dir if is_main else None, self.start, self.args.log_every, self.epoch_steps)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The network as the steps call it: spread over the processes, and compiled with --compile.
+
+        It has the model's own weights. The model itself is what is saved, under its own names, and what whole pictures go through.
+        """
+        spread = DistributedDataParallel(model) if self.run.world_size > 1 else model
+        return torch.compile(spread) if self.args.compile else spread
 
     def batches(self, loader: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
         """The rest of the batches, on the device, under a bar."""

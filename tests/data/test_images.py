@@ -169,6 +169,42 @@ def test_a_file_without_a_size_is_refused_as_a_picture(tmp_path, content):
     assert_one_line_naming(error, path)
 
 
+@pytest.mark.parametrize(
+    ("size", "least_side", "expected"),
+    [
+        ((64, 48), 32, (32, 24)),  # a half is just enough
+        ((64, 48), 33, (64, 48)),
+        ((63, 47), 32, (63, 47)),
+        ((65, 47), 32, (33, 24)),
+        ((400, 300), 80, (100, 75)),  # of a half, a quarter and an eighth the smallest that will do
+        ((300, 400), 50, (38, 50)),
+        ((3200, 2400), 50, (400, 300)),
+        ((800, 1), 100, (800, 1)),
+        ((64, 48), None, (64, 48)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_a_fraction_that_leaves_enough(tmp_path, size, least_side, expected):
+    Image.new("RGB", size, "teal").save(tmp_path / "a.jpg")
+    found = read_picture(tmp_path / "a.jpg", least_side=least_side)
+    assert found.shape == (*expected[::-1], 3)
+    assert np.abs(found.astype(int) - [0, 128, 128]).max() <= 3
+
+
+@pytest.mark.parametrize("value", STORED)
+def test_a_reduced_jpeg_is_read_upright_and_as_stored(tmp_path, value):
+    Image.fromarray(np.kron(30 * np.array(STORED[value]), np.ones((32, 32))).astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif(value))
+    upright, stored = (read_picture(tmp_path / "a.jpg", upright, least_side=24) for upright in (True, False))
+    for found, expected in ((upright, UPRIGHT), (stored, np.array(STORED[value]))):
+        assert found.shape[:2] == tuple(8 * side for side in expected.shape)
+        assert np.abs(found[4::8, 4::8, 0].astype(int) - 30 * expected).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "bmp"])
+def test_other_formats_are_decoded_in_full(tmp_path, suffix):
+    Image.new("RGB", (64, 48)).save(tmp_path / f"a.{suffix}")
+    assert read_picture(tmp_path / f"a.{suffix}", least_side=8).shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("value", [0, 9, 77])
 def test_an_orientation_that_does_not_exist_means_upright(tmp_path, value):
     Image.fromarray(blocks(UPRIGHT)).save(tmp_path / "a.png", exif=exif(value))

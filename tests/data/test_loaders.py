@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.datasets import LabelledCrops, Pyramids, TrainingCrops, kept_classes
+from data.datasets import LabelledCrops, Pyramid, Pyramids, TrainingCrops, kept_classes
 from data.entries import Entries
-from data.images import to_stored_frame
-from data.loaders import ResumableBatches, inference_loader, training_loader
+from data.images import read_picture, to_stored_frame
+from data.loaders import ResumableBatches, by_size, inference_loader, training_loader
 from data.registry import open_dataset
 from errors import InputError
 
@@ -109,6 +109,25 @@ def test_workers_change_nothing(crops):
     for name in ("image", "inside", "label"):
         assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, helped))
         assert torch.equal(alone[1][name], resumed[0][name])
+
+
+def test_a_crop_of_a_large_jpeg_shows_what_a_crop_of_the_whole_would(crops, tiny_voc):
+    """Decoded at a half, of 200x150; crops are made of up to 48 pixels of it."""
+    path = crops.entries[1].picture
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)
+    large = Image.fromarray(np.dstack([np.tile(ramp, (300, 1)), np.tile(ramp[:300, None], 400), np.full((300, 400), 99, np.uint8)]))
+    large.save(path, quality=95)
+    assert read_picture(path, least_side=2 * crops.resize_long[1]).shape == (75, 100, 3)
+    reduced = [crops[epoch, 1] for epoch in range(4)]
+    large.save(path, format="PNG")
+    for epoch, item in enumerate(reduced):
+        assert torch.equal(item["inside"], crops[epoch, 1]["inside"])
+        assert (item["image"].int() - crops[epoch, 1]["image"].int()).abs().float().mean() < 2
+
+
+def test_small_pictures_are_decoded_in_full(crops, monkeypatch):
+    monkeypatch.setattr(Image.Image, "draft", None)
+    assert crops[0, 1]["image"].shape == (3, 32, 32)
 
 
 def test_a_labelled_crop_has_a_class_for_each_pixel(labelled_crops):
@@ -226,3 +245,49 @@ def test_loading_leaves_torchs_generator_to_the_network(crops, num_workers):
     for batch in training_loader(crops, ResumableBatches(6, 4, epochs=2, seed=3), num_workers):
         assert len(batch["image"]) == 4
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def sized(*sizes: tuple[int, int]) -> list[Pyramid]:
+    return [Pyramid(index, [], torch.zeros(0), size, 1) for index, size in enumerate(sizes)]
+
+
+SMALL, TALL, LARGE = (300, 400), (400, 300), (960, 1280)  # the last has as many pixels as four of 640x480
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "expected"),
+    [
+        ([SMALL, TALL, SMALL, TALL, SMALL], 2, [[0, 2], [1, 3], [4]]),
+        ([SMALL, TALL, SMALL], 1, [[0], [1], [2]]),
+        ([LARGE, SMALL, LARGE, LARGE], 8, [[0, 2], [1], [3]]),  # those that are over go by when their size came up
+        ([LARGE, LARGE], 3, [[0], [1]]),
+        ([(10, i) for i in range(1, 10)], 2, [[0], [1], [2], [3], [4], [5], [6], [7], [8]]),
+        ([], 4, []),
+    ],
+)
+def test_pictures_of_one_size_are_put_together(sizes, batch_size, expected):
+    assert [[item.index for item in batch] for batch in by_size(sized(*sizes), batch_size)] == expected
+
+
+def test_few_pictures_wait_and_none_is_lost():
+    read, waiting = 0, 0
+
+    def reading():
+        nonlocal read
+        for item in sized(*((10, 1 + i % 13) for i in range(100))):
+            read += 1
+            yield item
+
+    seen = []
+    for batch in by_size(reading(), 3):
+        assert len({item.size for item in batch}) == 1 and len(batch) <= 3
+        seen += [item.index for item in batch]
+        waiting = max(waiting, read - len(seen))
+    assert sorted(seen) == list(range(100))
+    assert waiting < 12
+
+
+def test_a_size_may_be_a_list_which_pinning_memory_makes_of_it():
+    first, second = sized(SMALL, SMALL)
+    (batch,) = by_size([first._replace(size=list(SMALL)), second], 2)
+    assert [item.index for item in batch] == [0, 1]

@@ -139,7 +139,9 @@ def test_bf16_autocast_trains(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(image, label, inside)
         loss = classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)
+        logits, _, features = model.describe(image)
     loss.backward()
+    assert (logits.dtype, features.dtype, found.score.dtype, loss.dtype) == (torch.bfloat16, *[torch.float32] * 3)
     assert found.cam.dtype == found.is_cam.dtype == torch.float32 and torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     model.zero_grad()

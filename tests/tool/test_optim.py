@@ -46,6 +46,21 @@ def test_momentum_carries_over():
     assert backbone.item() == pytest.approx(1 - 0.1 * 1 - 0.1 * 1.5)
 
 
+def test_all_weights_in_one_pass_are_the_same_in_any_layout():
+    """Three steps with momentum on convolutions as they lie in memory while training."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).to(memory_format=torch.channels_last) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    image = torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last)
+    for layer, fused in zip(layers, (True, False)):
+        optimizer, schedule = poly_sgd(layer[0].parameters(), layer[2].parameters(), 0.1, 10, momentum=0.9, weight_decay=0.01, fused=fused)
+        assert all(group["fused"] is fused for group in optimizer.param_groups)
+        for _ in range(3):
+            descend(layer(image).square().mean(), optimizer, schedule, scaler())
+    for one, another in zip(*(layer.parameters() for layer in layers)):
+        torch.testing.assert_close(one, another, atol=1e-6, rtol=1e-6)
+
+
 def test_a_schedule_goes_on_where_it_was_saved():
     *_, optimizer, schedule = make()
     for _ in range(4):

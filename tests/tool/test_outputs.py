@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -210,3 +212,69 @@ def die(item: int) -> None:
 def test_a_worker_that_dies_ends_the_whole():
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         do_all(die, range(4), 1)
+
+
+def test_files_are_written_in_the_background_and_all_are_there_at_the_end(tmp_path):
+    threads = set()
+
+    def write(path: Path, text: str) -> None:
+        threads.add(threading.get_ident())
+        path.write_text(text)
+
+    with outputs.in_background(write) as later:
+        for i in range(50):
+            later(tmp_path / str(i), text=f"file {i}")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {str(i): f"file {i}" for i in range(50)}
+    assert threading.get_ident() not in threads and len(threads) <= 2
+
+
+def test_who_is_faster_than_the_disk_waits_for_it():
+    doors, called = [threading.Event() for _ in range(6)], []
+
+    def call_all() -> None:
+        with outputs.in_background(lambda door: door.wait(), threads=1, most=3) as later:
+            for door in doors:
+                later(door)
+                called.append(door)
+
+    caller = threading.Thread(target=call_all)
+    caller.start()
+    time.sleep(0.2)
+    assert len(called) == 3  # the fourth waits for the first
+    for door in doors:
+        door.set()
+    caller.join(10)
+    assert len(called) == 6
+
+
+@pytest.mark.parametrize("later_calls", [0, 1000])
+def test_an_error_in_the_background_ends_the_stage_in_one_line(monkeypatch, capsys, later_calls):
+    calls = []
+
+    def write(number: int) -> None:
+        calls.append(number)
+        if number == 0:
+            raise InputError("0.npz: cannot be written (No space left on device); mend the disk")
+        time.sleep(0.001)
+
+    def main() -> None:
+        with outputs.in_background(write) as later:
+            for i in range(1 + later_calls):
+                later(i)
+
+    monkeypatch.setattr("sys.argv", ["make_cam.py"])
+    assert stage.run(main) == 2
+    assert capsys.readouterr().err == "make_cam.py: error: 0.npz: cannot be written (No space left on device); mend the disk\n"
+    assert len(calls) <= 1 + min(later_calls, 100)
+
+
+def test_what_waits_is_written_before_ctrl_c_ends_the_stage(tmp_path):
+    def write(path: Path) -> None:
+        time.sleep(0.02)
+        path.touch()
+
+    with pytest.raises(KeyboardInterrupt), outputs.in_background(write) as later:
+        for i in range(5):
+            later(tmp_path / str(i))
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == set("01234")

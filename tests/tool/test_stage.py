@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._inductor.exc import InvalidCxxCompiler
 from torch._utils import ExceptionWrapper
 
 from errors import InputError
@@ -256,3 +260,62 @@ def test_run_says_that_a_stopped_run_goes_on(program, capsys):
 def test_run_lets_bugs_through(program):
     with pytest.raises(ZeroDivisionError):
         stage.run(raiser(ZeroDivisionError()))
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:5540: Connection reset by peer. This is typically"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError(GLOO), "has lost another one, so it ends, too (Read error [127.0.0.1]:5540: Connection reset by peer); mend what"),
+        (dist.DistBackendError("NCCL error in: x.cpp:77, remote process exited\nLast error:"), "(NCCL error in: x.cpp:77, remote process"),
+        (dist.DistStoreError("wait timeout after 300ms"), "has lost another one, so it ends, too (wait timeout after 300ms);"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "does not suffice (CUDA out of memory); use a smaller",
+        ),
+        (InvalidCxxCompiler(), "--compile does not work here (No working C++ compiler found"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a worker process was killed, perhaps for lack of memory"),
+    ],
+)
+def test_run_says_in_one_line_what_pytorch_says_in_many(program, capsys, error, said):
+    assert stage.run(raiser(error)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{program}: error: ") and said in line
+
+
+def test_run_lets_other_errors_of_pytorch_through(program):
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        stage.run(lambda: torch.mm(torch.ones(2, 3), torch.ones(2, 3)))
+
+
+DEAF = """
+import ctypes, os, signal, sys, threading
+sys.path.insert(0, {root!r})
+from tool import stage
+
+def wait_without_end():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    mutex = ctypes.create_string_buffer(64)
+    while True:  # the second time it is locked, and no signal wakes who waits for it
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+stage.run(wait_without_end)
+"""
+
+
+def test_sigterm_ends_a_stage_in_one_line_even_where_its_main_thread_hears_nothing():
+    command = [sys.executable, "-c", DEAF.format(root=str(Path(stage.__file__).parents[1])), "--overwrite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143
+    expected = "stopped by SIGTERM, perhaps as another process has ended; the same command without --overwrite goes on from here"
+    assert done.stderr.strip().endswith(expected) and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_run_leaves_sigterm_as_it_was(program):
+    inside = []
+    before = signal.getsignal(signal.SIGTERM)
+    stage.run(lambda: inside.append(signal.getsignal(signal.SIGTERM)))
+    assert signal.getsignal(signal.SIGTERM) == before != inside[0]
+    assert signal.set_wakeup_fd(-1) == -1

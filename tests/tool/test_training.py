@@ -23,10 +23,10 @@ def parse(*flags: str) -> argparse.Namespace:
     return args
 
 
-def course_in(folder: Path, *flags: str, digest: str = "of the data") -> training.Training:
+def course_in(folder: Path, *flags: str, digest: str = "of the data", amp: torch.dtype | None = None) -> training.Training:
     args = parse(*flags)
     kept = {name: getattr(args, name) for name in ("seed", "lr", "batch_size")} | {"scales": [0.5, 1.5], "digest": digest}
-    run = Stage(torch.device("cpu"), 0, 1, folder)
+    run = Stage(torch.device("cpu"), 0, 1, folder, amp)
     names = ("background", "cat")
     return training.Training(args, run, kept, names, folder / "last.pth", folder / "final.pth", EPOCH_STEPS, folder / "tensorboard")
 
@@ -37,8 +37,9 @@ def train(course: training.Training, stop_after: int | None = None, spoil: bool 
     model, taken = nn.Linear(2, 1), []
     course.args.momentum, course.args.wt_dec = 0.5, 0.1
     course.begin(model, [model.weight], [model.bias])
+    parallel = course.parallel(model)
     for batch in course.batches([{"value": torch.tensor([step, 1.0])} for step in range(course.start, course.steps)]):
-        loss = (model(batch["value"]) - torch.rand(1)).square().sum()
+        loss = (parallel(batch["value"]) - torch.rand(1)).square().sum()
         norm = course.descend(loss, max_norm=1)
         if spoil:
             model.bias.data.fill_(torch.nan)
@@ -215,3 +216,48 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(InputError, match=r"^step 3: the weights are not finite any more; .* smaller --lr$"):
         train(course_in(tmp_path), spoil=True)
     assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.fixture
+def quick_compile(monkeypatch) -> list[nn.Module]:
+    """torch.compile without its code generator, and what it was given."""
+    compiled, real = [], torch.compile
+
+    def compile(model: nn.Module) -> nn.Module:
+        compiled.append(model)
+        return real(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return compiled
+
+
+@pytest.mark.parametrize(("before", "after"), [([], ["--compile"]), (["--compile"], []), (["--compile"], ["--compile"])])
+def test_a_run_goes_on_compiled_or_not_and_ends_like_one_that_was_not(tmp_path, quick_compile, before, after):
+    train(course_in(tmp_path / "whole"))
+    train(course_in(tmp_path / "stopped", "--save_every", "1", *before), stop_after=2)
+    assert train(course_in(tmp_path / "stopped", *after)) == [3, 4, 5, 6]
+    assert len(quick_compile) == len(before) + len(after)
+    whole, stopped = (checkpoint.read(tmp_path / f"{name}/final.pth") for name in ("whole", "stopped"))
+    assert whole["arguments"] == stopped["arguments"]
+    assert whole["model"].keys() == stopped["model"].keys() == {"weight", "bias"}
+    assert all(torch.equal(whole["model"][name], stopped["model"][name]) for name in whole["model"])
+
+
+def test_half_precision_survives_that_its_first_step_overflows(tmp_path):
+    """The fused SGD would begin its momentum with memory that nobody wrote to."""
+    course, model = course_in(tmp_path, amp=torch.float16), nn.Linear(2, 1)
+    course.args.momentum = 0.9
+    course.begin(model, [model.weight], [model.bias])
+    assert not any(group["fused"] for group in course.optimizer.param_groups)
+    for factor in (torch.inf, 1.0):
+        course.descend((factor * model(torch.ones(2))).sum())
+    assert all((state["momentum_buffer"] - 1).abs().max() < 0.01 for state in course.optimizer.state.values())
+    course.journal.close()
+
+
+def test_otherwise_the_optimizer_is_fused(tmp_path):
+    for amp in (None, torch.bfloat16):
+        course, model = course_in(tmp_path, amp=amp), nn.Linear(2, 1)
+        course.begin(model, [model.weight], [model.bias])
+        assert all(group["fused"] for group in course.optimizer.param_groups)
+        course.journal.close()
