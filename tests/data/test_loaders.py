@@ -248,7 +248,7 @@ def test_loading_leaves_torchs_generator_to_the_network(crops, num_workers):
 
 
 def sized(*sizes: tuple[int, int]) -> list[Pyramid]:
-    return [Pyramid(index, [], torch.zeros(0), size, 1) for index, size in enumerate(sizes)]
+    return [Pyramid(index, [], torch.zeros(0), size, size, 1) for index, size in enumerate(sizes)]
 
 
 SMALL, TALL, LARGE = (300, 400), (400, 300), (960, 1280)  # the last has as many pixels as four of 640x480
