@@ -178,10 +178,11 @@ def is_ours(path: Path) -> bool:
 def is_made(entry: Entry, note: str, args: argparse.Namespace) -> bool:
     """Whether a picture's mask and overlay are there, made as the note says. Raises InputError where others' files are in their place."""
     mask, overlay = paths = paths_of(entry, args)
-    foreign = next((path for path in paths if path.exists() and not is_ours(path)), None)
+    makers = {path: label_file.maker_of(path) or "" for path in paths if path.exists()}
+    foreign = next((path for path, maker in makers.items() if not maker.startswith(MAKER)), None)
     if foreign:
         raise InputError(f"{foreign}: is not of {MAKER}, which will not replace it; give another --output_dir")
-    noted = all(label_file.maker_of(path) == note for path in paths)
+    noted = [*makers.values()] == [note, note]
     return noted and label_file.is_made(mask, entry.picture) and files.is_up_to_date(overlay, entry.picture)
 
 

@@ -23,6 +23,7 @@ from torchvision.models import resnet50
 import train_resnet50_SIPE
 from data.transforms import normalize
 from network.losses import classification_loss
+from network.resnet50 import keep_statistics
 from network.sipe import SIPE, Localization, general_cam
 from tool import stage, training
 
@@ -68,9 +69,7 @@ class BareResNet50(nn.Module):
 
     def train(self, mode: bool = True) -> "BareResNet50":
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self)
         return self
 
     def backbone_parameters(self) -> list[nn.Parameter]:

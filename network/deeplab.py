@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from .resnet50 import WIDTHS
+from .resnet50 import WIDTHS, keep_statistics
 
 HEADS = ("deeplabv2", "deeplabv3")
 BACKBONES = ("resnet101", "resnet50")
@@ -61,9 +61,7 @@ class DeepLab(nn.Module):
 
     def train(self, mode: bool = True) -> "DeepLab":
         super().train(mode)
-        for module in self.backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self.backbone)
         return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

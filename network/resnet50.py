@@ -7,6 +7,13 @@ from torchvision.models import resnet50
 WIDTHS = (64, 256, 512, 1024, 2048)
 
 
+def keep_statistics(network: nn.Module) -> None:
+    """Let every BatchNorm of a network use the statistics that it has, also in training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 class ResNet50(nn.Module):
     """Image to five feature maps; the last stride is removed and nothing is dilated (SIPE section 4.1).
 
@@ -29,9 +36,7 @@ class ResNet50(nn.Module):
     def train(self, mode: bool = True) -> "ResNet50":
         super().train(mode)
         if self.frozen:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            keep_statistics(self)
         return self
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -67,7 +67,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_max_side(parser: argparse.ArgumentParser) -> None:
-    """Give a command of the segmentation network the flag --max_side; `max_side` reads it."""
+    """Give a command of the segmentation network the flag --max_side."""
     parser.add_argument(
         "--max_side",
         type=_count,
