@@ -13,7 +13,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from data.datasets import Pyramids
@@ -24,6 +23,7 @@ from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import enlarge, normalize, shrink
 from errors import InputError
 from network.deeplab import DeepLab
+from network.resnet import ready
 from tool import checkpoint, crf, label_file, outputs, stage
 from tool.files import atomic_write
 
@@ -97,7 +97,7 @@ def load_network(path: Path, class_names: tuple[str, ...]) -> DeepLab:
     if model is None:
         raise InputError(f"{path}: holds no segmentation network; give --ckpt one that train_seg.py wrote")
     checkpoint.fill(model, content.get("model"), path)
-    return model.eval()
+    return model
 
 
 def segment(model: DeepLab, entries: Entries, args: argparse.Namespace, run: stage.Stage) -> None:
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         outputs.claim(args.label_dir, "infer_seg", settings(args, dataset), run, args.overwrite)
         todo = run.shard(entries).where(lambda entry: not is_made(entry, args))
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do, on {run.device}")
-        segment(model.to(run.device, memory_format=torch.channels_last), todo, args, run)
+        segment(ready(model, run.device), todo, args, run)
         run.wait()
         run.say(f"wrote {args.label_dir}")
         if args.submission and run.is_main:

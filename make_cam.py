@@ -23,6 +23,7 @@ from data.images import stored_size, to_stored_frame
 from data.loaders import by_size, inference_loader
 from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize
+from network.resnet import ready
 from network.sipe import SIPE, release_names
 from tool import cam_file, checkpoint, outputs, stage
 
@@ -99,8 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         outputs.claim(run.run_dir / "cam", "make_cam", settings(args, dataset), run, args.overwrite)
         mine = [i for i in run.shard(range(len(entries))) if not is_made(entries[i], labels[i], run)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
-        model.eval().to(run.device, memory_format=torch.channels_last)
-        make_cams(model, entries.select(mine), labels[mine], args, run)
+        make_cams(ready(model, run.device), entries.select(mine), labels[mine], args, run)
         run.wait()
         run.say(f"wrote {run.run_dir / 'cam'}")
 

@@ -29,6 +29,7 @@ from data.images import orientation, read_picture, stored_size, to_stored_frame,
 from data.registry import DATASETS, Dataset, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
+from network.resnet import ready
 from tool import cam_file, checkpoint, crf, label_file, outputs, stage
 from tool.random_walk import random_walk
 
@@ -154,7 +155,7 @@ def load_irn(path: Path) -> tuple[IRN, int]:
     """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with."""
     content, model = checkpoint.read(path), IRN()
     checkpoint.fill(model, content.get("model", content), path)
-    return model.eval(), checkpoint.arguments(content).get("crop_size", 512)
+    return model, checkpoint.arguments(content).get("crop_size", 512)
 
 
 def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
@@ -162,7 +163,7 @@ def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Names
     workers = min(args.num_workers, MOST_READERS) if irn else args.num_workers
     results = iter(outputs.in_parallel(work, todo, workers))
     if irn:
-        irn[0].to(run.device, memory_format=torch.channels_last)
+        ready(irn[0], run.device)
     with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not run.is_main) as bar:
         while done := list(itertools.islice(results, WALK_TOGETHER if irn and run.on_gpu else 1)):
             if irn:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from data.registry import COCO, VOC
 from data.transforms import enlarge, normalize, shrink
 from errors import InputError
 from network.deeplab import DeepLab
+from network.resnet import ready
 from network.sipe import SIPE, release_names
 from tool import cam_file, checkpoint, crf, files, label_file, stage, visualize
 
@@ -110,7 +110,7 @@ def load_network(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
     else:
         model = SIPE(len(class_names))
         checkpoint.load_model(model, path, class_names, release_names)
-    return model.eval(), class_names
+    return model, class_names
 
 
 def release_class_names(content: dict, path: Path) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     with stage.start(args) as run:
         mine = [i for i in run.shard(range(len(entries))) if not is_made(entries[i], notes[i], args)]
         run.say(f"{len(entries)} pictures, {sum(run.gather(len(mine)))} of them to do, on {run.device}")
-        model.to(run.device, memory_format=torch.channels_last)
+        ready(model, run.device)
         my_labels = None if labels is None else labels[mine]
         predict(model, class_names, entries.select(mine), my_labels, [notes[i] for i in mine], args, run)
         run.wait()

@@ -2,13 +2,16 @@
 
     python -m benchmarks.cams [--pictures 8] [--dataset_root /data/VOC2012] [--scales 1.0 0.5 1.5 2.0] [--ckpt RUN_DIR/ckpt/final.pth]
 
-The plain version brings the maps of all classes to the picture's size on the CPU and keeps those of its tags in float32, as the authors'
-program does. Maps are compared on a few pictures, without the CAM file's rounding to float16. Memory is without that of loaders' workers.
+The plain version is the authors' way: every BatchNorm after its convolution, side branches on all cells, PyTorch's default memory format,
+the default allocator, and the maps of all classes brought to the picture's size on the CPU, of which those of its tags are kept in float32.
+A second one has network and allocator of make_cam.py. Maps are compared on a few pictures, without the CAM file's rounding to float16.
+Memory is without that of loaders' workers.
 """
 
 import functools
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -21,10 +24,11 @@ from data.datasets import Pyramids, kept_classes
 from data.loaders import inference_loader
 from data.transforms import normalize
 from network.prototypes import activate, locate_seeds, peak_normalize, pool_prototypes
+from network.resnet import ready
 from network.sipe import SIPE, general_cam, label_mask, release_names
 from tool import cam_file, checkpoint, stage
 
-from . import measure, pictures
+from . import measure, pictures, release
 
 COMPARED = 3  # pictures
 
@@ -44,16 +48,20 @@ def build_model(args: Namespace, class_names: tuple[str, ...], device: torch.dev
     model = SIPE(len(class_names))
     if args.ckpt:
         checkpoint.load_model(model, args.ckpt, class_names, release_names)
-    return model.eval().to(device, memory_format=torch.channels_last)
+    return model.eval().to(device)
 
 
-def prepare(args: Namespace, make, folder: str) -> measure.Work:
-    """make(model, entries, labels, args, run) fills cam/ in its folder."""
+def prepare(args: Namespace, make: Callable, folder: str, as_stage: bool = True) -> measure.Work:
+    """make(model, entries, labels, args, run) fills cam/ in its folder; as_stage: with the network and the allocator of make_cam.py."""
     dataset, entries, labels = pictures.opened(args)
     run_dir = args.folder / folder
     (run_dir / "cam").mkdir(parents=True, exist_ok=True)
     run = stage.Stage(stage.choose_device(args.device), 0, 1, run_dir, stage.AMP[args.amp])
     model = build_model(args, dataset.class_names, run.device)
+    if as_stage:
+        ready(model, run.device)
+        if not run.on_gpu:
+            stage.keep_freed_memory()
     flags = ["--dataset", args.dataset, "--dataset_root", str(args.dataset_root), "--num_workers", str(args.num_workers)]
     flags = make_cam.parse_args([*flags, "--scales", *map(str, args.scales)])
     model.localize(torch.zeros(1, 3, 32, 32, device=run.device), torch.from_numpy(labels[:1]).to(run.device))  # loads libraries
@@ -61,21 +69,21 @@ def prepare(args: Namespace, make, folder: str) -> measure.Work:
 
 
 @torch.no_grad()
-def localize_plainly(model: SIPE, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def localize_plainly(describe: Callable, model: SIPE, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """IS-CAM and general CAM (K, h, w) of a normalised image (1, 3, H, W), which goes through the network twice."""
-    logits, _, features = model.describe(image)
-    mirrored_logits, _, mirrored_features = model.describe(image.flip(3))
+    logits, _, features = describe(model, image)
+    mirrored_logits, _, mirrored_features = describe(model, image.flip(3))
     features, cam = features + mirrored_features.flip(3), general_cam(logits + mirrored_logits.flip(3))
     seeds = locate_seeds(cam, features, label_mask(label))
     return activate(pool_prototypes(seeds, features), features)[0], cam[0]
 
 
-def make_plainly(model: SIPE, entries, labels: np.ndarray, args: Namespace, run: stage.Stage) -> None:
+def make_plainly(model: SIPE, entries, labels: np.ndarray, args: Namespace, run: stage.Stage, describe=release.describe) -> None:
     for item in inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.on_gpu):
         maps = {"is_cam": [], "cam": []}
         for image in item.images:
             with run.autocast():
-                found = localize_plainly(model, normalize(image[None].to(run.device)), item.label[None].to(run.device))
+                found = localize_plainly(describe, model, normalize(image[None].to(run.device)), item.label[None].to(run.device))
             for kind, grid in zip(maps, found):
                 maps[kind].append(F.interpolate(grid[None].cpu(), item.size, mode="bilinear", align_corners=False)[0])
         fused = {"is_cam": peak_normalize(sum(maps["is_cam"])), "cam": sum(maps["cam"]) / len(args.scales)}
@@ -86,7 +94,8 @@ def make_plainly(model: SIPE, entries, labels: np.ndarray, args: Namespace, run:
 
 VERSIONS = {
     "make_cam": functools.partial(prepare, make=make_cam.make_cams, folder="ours"),
-    "plain": functools.partial(prepare, make=make_plainly, folder="plain"),
+    "plain": functools.partial(prepare, make=make_plainly, folder="plain", as_stage=False),
+    "network": functools.partial(prepare, make=functools.partial(make_plainly, describe=SIPE.describe), folder="network"),
 }
 
 
@@ -107,8 +116,9 @@ def agreement(args: Namespace) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with pictures.lent(args):
-        ours, plain = measure.compare(VERSIONS, args).values()
+        ours, plain, network = measure.compare(VERSIONS, args, anew=True).values()
         print(measure.line("cams", ours, plain))
+        print(measure.line("cams, same network", ours, network))
         print(measure.told(agreement(args)))
 
 

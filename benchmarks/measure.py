@@ -84,22 +84,24 @@ def parser(doc: str, repeats: int) -> argparse.ArgumentParser:
     return parser
 
 
-def compare(versions: dict[str, Prepare], args: Namespace) -> dict[str, Cost]:
+def compare(versions: dict[str, Prepare], args: Namespace, anew: bool = False) -> dict[str, Cost]:
     """Prepare every version, then let them run in turns, so that what disturbs the machine disturbs all of them.
 
     versions: prepare(args) of each makes ready what is not measured, first calls of libraries included, and returns the work.
+    anew: prepare a version for each of its runs, where what it has left in memory would be a burden to the processes that the next starts.
     Raises InputError where a version's process dies.
     """
     stage.choose_device(getattr(args, "device", "cpu"))  # complains once
     runs = {name: [] for name in versions}
-    with contextlib.ExitStack() as stack:
-        calls = {
-            name: stack.enter_context(_apart(name, prepare, args)) if args.apart else Timed(prepare, args)
-            for name, prepare in versions.items()
-        }
-        for _ in range(args.repeats):
-            for name, call in calls.items():
-                runs[name].append(call())
+    for _ in range(args.repeats if anew else 1):
+        with contextlib.ExitStack() as stack:
+            calls = {
+                name: stack.enter_context(_apart(name, prepare, args)) if args.apart else Timed(prepare, args)
+                for name, prepare in versions.items()
+            }
+            for _ in range(1 if anew else args.repeats):
+                for name, call in calls.items():
+                    runs[name].append(call())
     return {name: Cost(min(run[0] for run in of), max(run[1] for run in of), of[0][2]) for name, of in runs.items()}
 
 
@@ -122,10 +124,8 @@ def _apart(name: str, prepare: Prepare, args: Namespace) -> Iterator[Work]:
     try:
         ask()  # waits until it is prepared
         yield ask
-    except BaseException:
-        process.terminate()
-        raise
     finally:
+        process.terminate()
         process.join()
 
 
@@ -134,7 +134,7 @@ def _serve(prepare: Prepare, args: Namespace, connection: Connection) -> None:
     connection.recv()
     timed = Timed(prepare, args)
     connection.send(None)
-    for _ in range(args.repeats):
+    while True:
         connection.recv()
         connection.send(timed())
 

@@ -18,7 +18,7 @@ from network.losses import consistency_loss
 from network.sipe import general_cam, label_mask
 from tool import stage
 
-from . import broadcast, measure
+from . import measure, release
 
 STRIDE = 16
 
@@ -65,10 +65,10 @@ def products(cam, layer4, features, label, inside) -> tuple[torch.Tensor, torch.
 
 
 def broadcasting(cam, layer4, features, label, inside) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    valid = F.interpolate(broadcast.full_masks(label, inside), cam.shape[2:], mode="nearest")
+    valid = F.interpolate(release.full_masks(label, inside), cam.shape[2:], mode="nearest")
     cam = cam * valid
-    seeds = broadcast.locate_seeds(cam, layer4, valid)
-    return cam, seeds, broadcast.activate(broadcast.pool_prototypes(seeds, features), features)
+    seeds = release.locate_seeds(cam, layer4, valid)
+    return cam, seeds, release.activate(release.pool_prototypes(seeds, features), features)
 
 
 def forward_and_backward(formula, drawn: dict[str, torch.Tensor]) -> dict:

@@ -23,11 +23,11 @@ from torchvision.models import resnet50
 import train_resnet50_SIPE
 from data.transforms import normalize
 from network.losses import classification_loss
-from network.resnet50 import keep_statistics
+from network.resnet import keep_statistics
 from network.sipe import SIPE, Localization, general_cam
 from tool import stage, training
 
-from . import broadcast, measure
+from . import measure, release
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -49,11 +49,11 @@ class Broadcast(SIPE):
 
     def forward(self, image: torch.Tensor, label: torch.Tensor, inside: torch.Tensor) -> Localization:
         logits, layer4, features = self.describe(image)
-        valid = F.interpolate(broadcast.full_masks(label, inside), logits.shape[2:], mode="nearest")
+        valid = F.interpolate(release.full_masks(label, inside), logits.shape[2:], mode="nearest")
         cam = general_cam(logits) * valid
         with torch.autocast(cam.device.type, enabled=False):
-            seeds = broadcast.locate_seeds(cam, layer4.detach().float(), valid)
-            is_cam = broadcast.activate(broadcast.pool_prototypes(seeds, features), features)
+            seeds = release.locate_seeds(cam, layer4.detach().float(), valid)
+            is_cam = release.activate(release.pool_prototypes(seeds, features), features)
         return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
 
 

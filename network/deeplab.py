@@ -6,14 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from .resnet50 import WIDTHS, keep_statistics
+from .resnet import BLOCKS, WIDTHS, ResNetMaps, keep_statistics
 
 HEADS = ("deeplabv2", "deeplabv3")
-BACKBONES = ("resnet101", "resnet50")
-NETWORKS = tuple(f"{head}_{backbone}" for head in HEADS for backbone in BACKBONES)
+NETWORKS = tuple(f"{head}_{backbone}" for head in HEADS for backbone in BLOCKS)
 RATES = {"deeplabv2": (6, 12, 18, 24), "deeplabv3": (12, 24, 36)}  # of the atrous convolutions at stride 8, as published
 
 
@@ -46,10 +44,7 @@ class DeepLab(nn.Module):
         super().__init__()
         head, backbone = network.split("_")
         rates = [rate * 8 // output_stride for rate in RATES[head]]
-        trunk = get_model(backbone, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True])
-        self.backbone = nn.Sequential()
-        for name, module in list(trunk.named_children())[:-2]:  # all but the pooling and the 1000-way head
-            self.backbone.add_module(name, module)
+        self.backbone = ResNetMaps(backbone, replace_stride_with_dilation=[False, output_stride == 8, True])
         self.classifier = {"deeplabv2": MultiRateClassifier, "deeplabv3": DeepLabHead}[head](WIDTHS[-1], num_classes, rates)
         self.train(self.training)
 
@@ -66,7 +61,7 @@ class DeepLab(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised -> class logits (B, K, H / stride, W / stride), rounded up."""
-        return self.classifier(self.backbone(image))
+        return self.classifier(self.backbone(image)[-1])
 
     @torch.no_grad()
     def segment(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .losses import IGNORE
-from .resnet50 import WIDTHS, ResNet50
+from .resnet import WIDTHS, ResNet50
 from .sipe import add_mirror
 
 CellPath = Sequence[tuple[int, int]]

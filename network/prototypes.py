@@ -22,7 +22,7 @@ def add_background(cam: torch.Tensor) -> torch.Tensor:
 
 def unit_cells(features: torch.Tensor) -> torch.Tensor:
     """Divide each cell's feature by its L2 norm: (B, D, H, W), any scale -> (B, D, H, W) of length (nearly) 1."""
-    return features / (features.norm(dim=1, keepdim=True) + EPSILON)
+    return features * (features.norm(dim=1, keepdim=True) + EPSILON).reciprocal()
 
 
 @torch.no_grad()
@@ -42,11 +42,13 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
         (B, K, H, W) 0/1, at most one class a cell; a cell won by an absent class stays empty. Carries no gradient.
     """
     with torch.autocast(cam.device.type, enabled=False):
-        cells = unit_cells(features.float()).flatten(2)
-        maps = cam.float().flatten(2)
-        similarity = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
-        inter = torch.einsum("bkj,bji->bki", maps, similarity)
-        union = similarity.sum(1).unsqueeze(1) + maps.sum(2, keepdim=True) - inter
+        cells, maps = features.float().flatten(2), cam.float().flatten(2)
+        scale = (
+            (cells.norm(dim=1) + EPSILON).reciprocal().unsqueeze(1)
+        )  # positive, so that it may follow the ReLU: on K maps, not on D channels
+        products = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
+        inter, total = (torch.cat([maps * scale, scale], 1) @ products * scale).split([maps.shape[1], 1], 1)
+        union = total + maps.sum(2, keepdim=True) - inter
         fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale
         seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
@@ -79,6 +81,6 @@ def activate(prototypes: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         (B, K, H, W) in [0, 1], zero for a class whose prototype is the zero vector.
     """
     with torch.autocast(features.device.type, enabled=False):
-        prototypes = F.normalize(prototypes.float(), dim=2, eps=1e-8)
-        features = F.normalize(features.float(), dim=1, eps=1e-8)
-        return torch.einsum("bkd,bdhw->bkhw", prototypes, features).relu()
+        prototypes, features = F.normalize(prototypes.float(), dim=2, eps=1e-8), features.float()
+        scale = features.norm(dim=1, keepdim=True).clamp_min(1e-8).reciprocal()
+        return (torch.einsum("bkd,bdhw->bkhw", prototypes, features) * scale).relu()

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes, unit_cells
-from .resnet50 import WIDTHS, ResNet50
+from .resnet import WIDTHS, ResNet50
 
 SIDE_WIDTHS = (128, 128, 256, 256)
+USUAL_PIXELS = 640 * 480  # of a picture; larger ones fill a processor by themselves
 
 
 class Localization(NamedTuple):
@@ -70,12 +71,20 @@ class SIPE(nn.Module):
         image (B, 3, H, W) normalised; label (B, K-1) 0/1. The label does not mask the CAM here: absent classes, too, take
         part in the background's 1 - max and compete for cells, and a cell won by an absent class belongs to nobody.
         """
-        logits, _, features = self.describe(torch.cat([image, image.flip(3)]))
-        logits, features = add_mirror(logits), add_mirror(features)
+        logits, features = self._describe_twice(image)
         cam = general_cam(logits)
         seeds = locate_seeds(cam, features, label_mask(label))
         is_cam = activate(pool_prototypes(seeds, features), features)
         return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
+
+    def _describe_twice(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits and hierarchical feature of pictures and their mirrors, added; large ones and their mirrors take turns."""
+        if image[0, 0].numel() <= USUAL_PIXELS:
+            logits, _, features = self.describe(torch.cat([image, image.flip(3)]))
+            return add_mirror(logits), add_mirror(features)
+        logits, _, features = self.describe(image)
+        mirrored_logits, _, mirrored_features = self.describe(image.flip(3))
+        return logits + mirrored_logits.flip(3), features + mirrored_features.flip(3)
 
     def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).
@@ -84,9 +93,29 @@ class SIPE(nn.Module):
         """
         _, *layers = self.resnet50(image)
         grid = layers[2].shape[2:]
-        sides = (unit_cells(getattr(self, f"side{i}")(layer.detach()).float()) for i, layer in enumerate(layers, 1))
-        features = torch.cat([F.interpolate(side, grid, mode="bilinear", align_corners=False) for side in sides], 1)
-        return self.classifier(layers[3]), layers[3], features
+        sides = [describe_cells(getattr(self, f"side{i}"), layer.detach(), grid) for i, layer in enumerate(layers, 1)]
+        return self.classifier(layers[3]), layers[3], torch.cat(sides, 1)
+
+
+def describe_cells(side: nn.Conv2d, layer: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """A side branch: (B, D, H, W) -> (B, D', h, w) float32, each cell of unit length and then brought bilinearly to the grid (h, w).
+
+    Interpolation reads at most 2h x 2w cells (align_corners=False), so no others are described: of layer1 that is a quarter.
+    """
+    if layer.shape[2:] == grid:
+        return unit_cells(side(layer).float())
+    (rows, below), (columns, right) = (_neighbours(*sizes, layer.device) for sizes in zip(layer.shape[2:], grid))
+    read = layer.permute(0, 2, 3, 1)[:, rows[:, None], columns].permute(0, 3, 1, 2)
+    upper, lower = unit_cells(side(read).float()).chunk(2, 2)
+    former, latter = torch.lerp(upper, lower, below[:, None]).chunk(2, 3)
+    return torch.lerp(former, latter, right)
+
+
+def _neighbours(cells: int, wanted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear interpolation along one side: (2 * wanted,) the cells before all positions, then those behind; (wanted,) weights of these."""
+    position = ((torch.arange(wanted, device=device) + 0.5) * (cells / wanted) - 0.5).clamp_min(0)
+    before = position.long()
+    return torch.cat([before, (before + 1).clamp_max(cells - 1)]), position - before
 
 
 def general_cam(logits: torch.Tensor) -> torch.Tensor:

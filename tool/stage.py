@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import os
 import random
 import re
@@ -20,6 +21,7 @@ import torch.distributed as dist
 
 from errors import InputError
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # what PyTorch's errors, as "module.class: text", mean to the user; the parentheses say what of the text is worth repeating
@@ -178,6 +180,8 @@ def start(args: argparse.Namespace) -> Iterator[Stage]:
     """Choose the device, join the other processes of torchrun, and make sure that the run directory can be written."""
     processes = world_size()
     device = choose_device(getattr(args, "device", "cpu"), int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cpu":
+        keep_freed_memory()
     make_writable(args.run_dir)
     if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
@@ -203,6 +207,18 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of maps that are no longer needed for those that follow.
+
+    glibc's allocator gives all blocks above 32 MB back to the system at once, and getting them anew, page by page, is a tenth of the time
+    that a network takes on a CPU. Does nothing where there is another allocator.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(MMAP_THRESHOLD, 2**30)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def make_writable(folder: Path) -> None:

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from data.transforms import normalize
+from network import sipe
 from network.losses import classification_loss, consistency_loss
-from network.resnet50 import ResNet50
-from network.sipe import SIPE, general_cam, release_names
+from network.prototypes import unit_cells
+from network.resnet import ResNet50
+from network.sipe import SIPE, describe_cells, general_cam, release_names
 from tool import checkpoint, optim
 
 
@@ -177,6 +180,25 @@ def test_general_cam_by_hand():
     logits = torch.tensor([[2.0, -1.0], [1.0, 4.0]]).view(1, 2, 1, 2)
     expected = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.25, 1.0]]).view(1, 3, 1, 2)
     torch.testing.assert_close(general_cam(logits), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (31, 47), (33, 64), (16, 24), (17, 1), (8, 12)])
+def test_a_side_branch_is_described_where_interpolation_reads_it(size):
+    """Against all cells described, then resized; at its own size nothing is resized."""
+    torch.manual_seed(0)
+    side, layer, grid = torch.nn.Conv2d(6, 5, 1, bias=False), torch.randn(2, 6, *size), torch.Size((8, 12))
+    expected = F.interpolate(unit_cells(side(layer)), grid, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(describe_cells(side, layer, grid), expected, atol=1e-6, rtol=0)
+
+
+def test_large_pictures_and_their_mirrors_take_turns(model, monkeypatch):
+    image, label = torch.randn(2, 3, 48, 64), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    model.eval()
+    together = model.localize(image, label)
+    monkeypatch.setattr(sipe, "USUAL_PIXELS", 48 * 64 - 1)
+    for one, other in zip(model.localize(image, label), together):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    model.train()
 
 
 def test_the_authors_checkpoints_have_964_names():

@@ -11,7 +11,7 @@ from torchvision.models import get_model
 
 from errors import InputError
 from network.deeplab import DeepLab
-from network.resnet50 import ResNet50
+from network.resnet import ResNet50
 from network.sipe import SIPE, release_names
 from tool import checkpoint
 

@@ -1,8 +1,27 @@
-"""The formulas of network/prototypes.py as the authors' program writes them down: by broadcasting, under masks of the crop's size."""
+"""What network/ computes, written down as the authors' program does.
+
+Prototypes by broadcasting, under masks of the crop's size; every BatchNorm after its convolution; side branches on all cells.
+"""
 
 import torch
+import torch.nn.functional as F
+from torchvision.models.resnet import Bottleneck
 
-from network.prototypes import EPSILON
+from network.prototypes import EPSILON, unit_cells
+from network.sipe import SIPE
+
+
+def describe(model: SIPE, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """SIPE.describe: (B, 3, H, W) -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w)."""
+    trunk, layers, sides = model.resnet50, [], []
+    layer = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(image))))
+    for i in range(1, 5):
+        for block in getattr(trunk, f"layer{i}"):
+            layer = Bottleneck.forward(block, layer)
+        layers.append(layer)
+        sides.append(unit_cells(getattr(model, f"side{i}")(layer.detach()).float()))
+    features = [F.interpolate(side, layer.shape[2:], mode="bilinear", align_corners=False) for side in sides]
+    return model.classifier(layer), layer, torch.cat(features, 1)
 
 
 def full_masks(label: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""The backbone: torchvision's ResNet with one feature map a layer, and as SIPE uses it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import Bottleneck, ResNet
+
+WIDTHS = (64, 256, 512, 1024, 2048)
+BLOCKS = {"resnet101": (3, 4, 23, 3), "resnet50": (3, 4, 6, 3)}  # of layer1 to layer4
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let every BatchNorm of a network use the statistics that it has, also in training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def convolve(conv: nn.Conv2d, norm: nn.Module, feature: torch.Tensor) -> torch.Tensor:
+    """A convolution without bias, then its BatchNorm: (B, D, H, W) -> (B, D', H', W').
+
+    A BatchNorm that keeps its statistics is a factor and a shift of each channel. They are put into the convolution, so that no further
+    map is made, nor kept for the gradient.
+    """
+    if norm.training or isinstance(norm, nn.Identity):  # learns its statistics, or is part of the convolution already
+        return norm(conv(feature))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return F.conv2d(feature, weight, bias, conv.stride, conv.padding, conv.dilation)
+
+
+class FoldedBottleneck(Bottleneck):
+    """torchvision's block by `convolve`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(convolve(self.conv1, self.bn1, x))
+        out = self.relu(convolve(self.conv2, self.bn2, out))
+        out = convolve(self.conv3, self.bn3, out)
+        out += x if self.downsample is None else convolve(*self.downsample, x)
+        return self.relu(out)
+
+
+def ready(network: nn.Module, device: torch.device) -> nn.Module:
+    """A network for inference, on its device: each BatchNorm of its ResNet becomes part of its convolution, for good."""
+    network.eval()
+    for module in [*network.modules()]:
+        if isinstance(module, (FoldedBottleneck, ResNetMaps)):
+            pairs = [(module, f"conv{i}", f"bn{i}") for i in range(1, 4) if hasattr(module, f"conv{i}")]
+            if getattr(module, "downsample", None):
+                pairs.append((module.downsample, "0", "1"))
+            for owner, conv, norm in pairs:
+                setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+                setattr(owner, norm, nn.Identity())
+    return network.to(device, memory_format=torch.channels_last)
+
+
+class ResNetMaps(ResNet):
+    """Image to five feature maps: torchvision's ResNet by `convolve`, without its pooling and its 1000-way head.
+
+    Args:
+        name: one of BLOCKS.
+        frozen: stem, layer1 and layer2 do not train, so that they need no autograd graph.
+        options: of torchvision's class.
+    """
+
+    def __init__(self, name: str, frozen: bool = False, **options: Any):
+        super().__init__(FoldedBottleneck, BLOCKS[name], **options)
+        del self.avgpool, self.fc
+        self.frozen = frozen
+        for module in (self.conv1, self.bn1, self.layer1, self.layer2):
+            module.requires_grad_(not frozen)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, 3, H, W) normalised -> stem and layer1 (B, 64 and 256, H/4, W/4), layer2 (B, 512, H/8, W/8), layer3 and layer4
+        (B, 1024 and 2048) at the strides that they were built with."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            stem = self.maxpool(self.relu(convolve(self.conv1, self.bn1, image)))
+            layer1 = self.layer1(stem)
+            layer2 = self.layer2(layer1)
+        layer3 = self.layer3(layer2)
+        return stem, layer1, layer2, layer3, self.layer4(layer3)
+
+
+class ResNet50(ResNetMaps):
+    """SIPE's backbone: strides 4, 4, 8, 16 and 16, as the last stride is removed and nothing is dilated (SIPE section 4.1).
+
+    Pretrained, it keeps its BatchNorm statistics for good and trains layer3 and layer4 alone.
+    From scratch (`frozen=False`) every layer trains and BatchNorm learns its statistics.
+    """
+
+    def __init__(self, frozen: bool = True):
+        super().__init__("resnet50", frozen)
+        self.layer4[0].conv2.stride = self.layer4[0].downsample[0].stride = (1, 1)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ResNet50":
+        super().train(mode)
+        if self.frozen:
+            keep_statistics(self)
+        return self

@@ -1,0 +1,75 @@
+"""The backbone: BatchNorm as part of its convolution changes nothing that it computes."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from network.resnet import BLOCKS, FoldedBottleneck, ResNet50, ResNetMaps, convolve, ready
+
+WIDTH = 8
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Every BatchNorm with statistics, factors and shifts of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -1, 1),
+                (module.running_var, 0.2, 2),
+                (module.weight, 0.2, 1),
+                (module.bias, -1, 1),
+            ):
+                values.data.uniform_(low, high, generator=generator)
+    return network
+
+
+@pytest.fixture
+def pair() -> nn.Sequential:
+    torch.manual_seed(0)
+    return shaken(nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=2, dilation=2, bias=False), nn.BatchNorm2d(WIDTH)))
+
+
+def test_both_in_one_convolution_with_its_gradients(pair):
+    pair.eval()
+    image, toward = torch.randn(2, 3, 9, 11, requires_grad=True), torch.randn(2, WIDTH, 5, 6)
+    leaves = [image, *pair.parameters()]
+    found, expected = convolve(*pair, image), pair(image)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(torch.autograd.grad((found * toward).sum(), leaves), torch.autograd.grad((expected * toward).sum(), leaves)):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_that_are_learnt_are_learnt_still(pair):
+    image, before = 3 + torch.randn(2, 3, 9, 11), pair[1].running_mean.clone()
+    convolve(*pair.train(), image)
+    assert (pair[1].running_mean - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("downsample", [False, True])
+def test_a_block_is_torchvisions(downsample):
+    torch.manual_seed(0)
+    shortcut = nn.Sequential(nn.Conv2d(16, 4 * WIDTH, 1, stride=2, bias=False), nn.BatchNorm2d(4 * WIDTH)) if downsample else None
+    block = shaken(FoldedBottleneck(16 if downsample else 4 * WIDTH, WIDTH, 2 if downsample else 1, shortcut)).eval()
+    feature = torch.randn(2, block.conv1.in_channels, 8, 10)
+    torch.testing.assert_close(block(feature), Bottleneck.forward(block, feature), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_network_that_is_ready_computes_the_same_without_batchnorm(name):
+    torch.manual_seed(0)
+    network, image = shaken(ResNetMaps(name)).eval(), torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        expected = network(image)
+        assert ready(network, torch.device("cpu")) is network
+        found = network(image)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, atol=1e-5 * other.max().item(), rtol=0)
+
+
+def test_only_layers_that_train_have_a_graph():
+    _, layer1, layer2, layer3, layer4 = ResNet50()(torch.zeros(1, 3, 32, 32))
+    assert [layer.requires_grad for layer in (layer1, layer2, layer3, layer4)] == [False, False, True, True]
+    assert all(layer.requires_grad for layer in ResNet50(frozen=False)(torch.zeros(2, 3, 32, 32)))
