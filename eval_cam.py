@@ -42,9 +42,9 @@ def compare(entry: Entry, run_dir: Path, kinds: Sequence[str], num_classes: int)
     truth = read_mask(entry.mask, num_classes, maps.size)
     found = {kind: metrics.confusion(truth, maps.label(kind), num_classes) for kind in kinds}
     if "cam" in kinds:
-        strongest, foreground = maps.cam[1:].max(0), maps.keys[1:][maps.cam[1:].argmax(0)]
+        strongest, foreground = maps.cam[1:].max(0), maps.keys[1:].astype(np.uint8)[maps.cam[1:].argmax(0)]
         for threshold in THRESHOLDS:
-            found[f"cam>{threshold}"] = metrics.confusion(truth, np.where(strongest > threshold / 100, foreground, 0), num_classes)
+            found[f"cam>{threshold}"] = metrics.confusion(truth, foreground * (strongest > threshold / 100), num_classes)
     return entry.name, found
 
 

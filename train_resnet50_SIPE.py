@@ -93,7 +93,7 @@ def validate(model: SIPE, dataset: Dataset, entries: Entries, labels: np.ndarray
         with run.autocast():
             found = model.localize(normalize(item.images[0][None].to(run.device)), item.label[None].to(run.device))
         label = cam_file.fuse([found.is_cam[0].cpu()[keys]], item.size, normalize=True).argmax(0).numpy()
-        prediction = keys[to_stored_frame(label, item.orientation)]
+        prediction = keys.astype(np.uint8)[to_stored_frame(label, item.orientation)]
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
     model.train()

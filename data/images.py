@@ -97,9 +97,9 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         raise InputError(f"{path}: not a readable mask ({error}); replace it") from None
     if mode not in ("P", "L"):
         raise InputError(f"{path}: a mask holds one class id a pixel (palette or grey PNG), this is {mode}; convert it")
-    unknown = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[num_classes:255])
-    if unknown.size:
-        raise InputError(f"{path}: holds class {num_classes + unknown[0]}, the dataset has 0..{num_classes - 1} and 255; correct the mask")
+    unknown = (mask >= num_classes) & (mask < 255)
+    if unknown.any():
+        raise InputError(f"{path}: holds class {mask[unknown].min()}, the dataset has 0..{num_classes - 1} and 255; correct the mask")
     if size is not None and mask.shape != tuple(size):
         raise InputError(
             f"{path}: is {mask.shape[1]}x{mask.shape[0]}, its picture {size[1]}x{size[0]}; a mask has the size of its picture as stored"

@@ -45,7 +45,7 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
         scale = (
             (cells.norm(dim=1) + EPSILON).reciprocal().unsqueeze(1)
-        )  # positive, so that it may follow the ReLU: on K maps, not on D channels
+        )  # positive, so it can wait for the ReLU: K maps take it, not D channels
         products = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
         inter, total = (torch.cat([maps * scale, scale], 1) @ products * scale).split([maps.shape[1], 1], 1)
         union = total + maps.sum(2, keepdim=True) - inter

@@ -112,7 +112,7 @@ def describe_cells(side: nn.Conv2d, layer: torch.Tensor, grid: torch.Size) -> to
 
 
 def _neighbours(cells: int, wanted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear interpolation along one side: (2 * wanted,) the cells before all positions, then those behind; (wanted,) weights of these."""
+    """Bilinear interpolation along a side: (2 * wanted,) the cells before and behind each position, (wanted,) weights of those behind."""
     position = ((torch.arange(wanted, device=device) + 0.5) * (cells / wanted) - 0.5).clamp_min(0)
     before = position.long()
     return torch.cat([before, (before + 1).clamp_max(cells - 1)]), position - before

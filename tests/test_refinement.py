@@ -185,6 +185,7 @@ class TestTraining:
 
     def test_the_mean_displacement_over_the_pictures_is_taken_away(self, chain, fixed_voc):
         model, crop_size = make_seg_labels.load_irn(chain.run_dir / "ckpt/irn.pth")
+        model.eval()
         assert crop_size == CROP
         means = []
         for name in NAMES:
@@ -345,11 +346,14 @@ class TestPseudoLabels:
         theirs |= {"stage1.0.weight": tensors["resnet50.conv1.weight"], "mean_shift.running_mean": tensors["fc_dp7.4.running_mean"]}
         torch.save(theirs, run_dir / "theirs.pth")
 
+        def ready(model, device):
+            assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
+
         def find_edges(model, image, crop_size):
             assert crop_size == 512
-            assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
             return torch.zeros(1, 12, 16)
 
+        monkeypatch.setattr(make_seg_labels, "ready", ready)
         monkeypatch.setattr(make_seg_labels.IRN, "find_edges", find_edges)
         flags = [*label_flags("irn"), "--irn_ckpt", run_dir / "theirs.pth", "--list", write_lines(run_dir / "one.txt", NAMES[0])]
         call(make_seg_labels.main, *data_flags(fixed_voc, run_dir), *flags)

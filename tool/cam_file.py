@@ -95,7 +95,7 @@ def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) 
     rows = torch.cat([_weights(grid.shape[1], height, device) @ grid.float() for grid in grids], 2)
     columns = torch.cat([_weights(grid.shape[2], width, device) for grid in grids], 1)
     total = rows @ columns.T
-    return total / (total.amax((1, 2), keepdim=True) + EPSILON) if normalize else total / len(grids)
+    return total.div_(total.amax((1, 2), keepdim=True) + EPSILON if normalize else len(grids))
 
 
 @functools.lru_cache(maxsize=512)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tool import metrics
 from tool.metrics import confusion, iou, summary
 
 # background 6 of 8 pixels right, 2 taken for a cat; cat 3 of 4 right, 1 missed
@@ -42,6 +43,15 @@ def test_pictures_add_up_to_all_at_once():
     total = sum(confusion(t, p, 4) for t, p in zip(truth, prediction))
     assert np.array_equal(total, confusion(truth, prediction, 4))
     assert total.sum() == (truth != 255).sum()
+
+
+def test_more_pixels_than_are_counted_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.choice([0, 1, 2, 255], (5, 7)).astype(np.uint8), rng.integers(0, 3, (5, 7), dtype=np.uint8)
+    whole = confusion(truth, prediction, 3)
+    monkeypatch.setattr(metrics, "MOST_COUNTED", 4)
+    assert np.array_equal(confusion(truth, prediction, 3), whole)
+    assert whole.sum() == (truth != 255).sum()
 
 
 def test_iou_by_hand():
