@@ -1,4 +1,4 @@
-"""Maps of whole pictures at several scales: make_cam.py against one picture, one scale and one mirror at a time.
+"""Maps of whole pictures at several scales: make_cam.py against one picture and one scale at a time.
 
     python -m benchmarks.cams [--pictures 8] [--dataset_root /data/VOC2012] [--scales 1.0 0.5 1.5 2.0] [--ckpt RUN_DIR/ckpt/final.pth]
 
@@ -25,7 +25,7 @@ from data.loaders import inference_loader
 from data.transforms import normalize
 from network.prototypes import activate, locate_seeds, peak_normalize, pool_prototypes
 from network.resnet import ready
-from network.sipe import SIPE, general_cam, label_mask, release_names
+from network.sipe import SIPE, add_mirror, general_cam, label_mask, release_names
 from tool import cam_file, checkpoint, stage
 
 from . import measure, pictures, release
@@ -65,25 +65,35 @@ def prepare(args: Namespace, make: Callable, folder: str, as_stage: bool = True)
     flags = ["--dataset", args.dataset, "--dataset_root", str(args.dataset_root), "--num_workers", str(args.num_workers)]
     flags = make_cam.parse_args([*flags, "--scales", *map(str, args.scales)])
     model.localize(torch.zeros(1, 3, 32, 32, device=run.device), torch.from_numpy(labels[:1]).to(run.device))  # loads libraries
+    if run.on_gpu:
+        make(model, entries, labels, flags, run)  # chooses the kernels of every size
     return lambda: make(model, entries, labels, flags, run)
 
 
 @torch.no_grad()
 def localize_plainly(describe: Callable, model: SIPE, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IS-CAM and general CAM (K, h, w) of a normalised image (1, 3, H, W), which goes through the network twice."""
-    logits, _, features = describe(model, image)
-    mirrored_logits, _, mirrored_features = describe(model, image.flip(3))
-    features, cam = features + mirrored_features.flip(3), general_cam(logits + mirrored_logits.flip(3))
+    """IS-CAM and general CAM (K, h, w) of a normalised image (1, 3, H, W), which goes through the network with its mirror."""
+    logits, _, features = describe(model, torch.cat([image, image.flip(3)]))
+    features, cam = add_mirror(features), general_cam(add_mirror(logits.float()))
     seeds = locate_seeds(cam, features, label_mask(label))
     return activate(pool_prototypes(seeds, features), features)[0], cam[0]
 
 
-def make_plainly(model: SIPE, entries, labels: np.ndarray, args: Namespace, run: stage.Stage, describe=release.describe) -> None:
+def make_plainly(
+    model: SIPE,
+    entries,
+    labels: np.ndarray,
+    args: Namespace,
+    run: stage.Stage,
+    describe: Callable = release.describe,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> None:
     for item in inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=run.on_gpu):
         maps = {"is_cam": [], "cam": []}
         for image in item.images:
             with run.autocast():
-                found = localize_plainly(describe, model, normalize(image[None].to(run.device)), item.label[None].to(run.device))
+                normalized = normalize(image[None].to(run.device)).to(memory_format=layout)
+                found = localize_plainly(describe, model, normalized, item.label[None].to(run.device))
             for kind, grid in zip(maps, found):
                 maps[kind].append(F.interpolate(grid[None].cpu(), item.size, mode="bilinear", align_corners=False)[0])
         fused = {"is_cam": peak_normalize(sum(maps["is_cam"])), "cam": sum(maps["cam"]) / len(args.scales)}
@@ -95,7 +105,9 @@ def make_plainly(model: SIPE, entries, labels: np.ndarray, args: Namespace, run:
 VERSIONS = {
     "make_cam": functools.partial(prepare, make=make_cam.make_cams, folder="ours"),
     "plain": functools.partial(prepare, make=make_plainly, folder="plain", as_stage=False),
-    "network": functools.partial(prepare, make=functools.partial(make_plainly, describe=SIPE.describe), folder="network"),
+    "network": functools.partial(
+        prepare, make=functools.partial(make_plainly, describe=SIPE.describe, layout=torch.channels_last), folder="network"
+    ),
 }
 
 

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         entries = dataset.entries("train")
         labels = dataset.labels(entries)
         print(f"{args.num_workers} workers over an epoch grow by {growth(entries, labels, args.num_workers):.0f} MB in all", flush=True)
-        plain = list(entries), [tuple(label) for label in labels]
+        plain = list(entries), list(labels)
         print(f"with a list of objects: by {growth(*plain, args.num_workers):.0f} MB")
 
 

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
 
 
+MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
+
+
 def peak_normalize(maps: torch.Tensor) -> torch.Tensor:
     """Scale each map to a spatial maximum of (nearly) 1: (..., H, W) >= 0 -> (..., H, W) in [0, 1)."""
     return maps / (maps.amax((-2, -1), keepdim=True) + EPSILON)
@@ -46,8 +49,9 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
         scale = (
             (cells.norm(dim=1) + EPSILON).reciprocal().unsqueeze(1)
         )  # positive, so it can wait for the ReLU: K maps take it, not D channels
-        products = torch.einsum("bdi,bdj->bij", cells, cells).relu_()
-        inter, total = (torch.cat([maps * scale, scale], 1) @ products * scale).split([maps.shape[1], 1], 1)
+        weighed, columns = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
+        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(columns, 2)]
+        inter, total = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)
         union = total + maps.sum(2, keepdim=True) - inter
         fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale

@@ -10,7 +10,7 @@ from .prototypes import activate, add_background, locate_seeds, peak_normalize, 
 from .resnet import WIDTHS, ResNet50
 
 SIDE_WIDTHS = (128, 128, 256, 256)
-USUAL_PIXELS = 640 * 480  # of a picture; larger ones fill a processor by themselves
+PIXELS_OF_A_PAIR = 640 * 480  # of an image at most, that it goes through the network together with its mirror; larger ones fill it alone
 
 
 class Localization(NamedTuple):
@@ -79,12 +79,12 @@ class SIPE(nn.Module):
 
     def _describe_twice(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits and hierarchical feature of pictures and their mirrors, added; large ones and their mirrors take turns."""
-        if image[0, 0].numel() <= USUAL_PIXELS:
+        if image[0, 0].numel() <= PIXELS_OF_A_PAIR:
             logits, _, features = self.describe(torch.cat([image, image.flip(3)]))
-            return add_mirror(logits), add_mirror(features)
+            return add_mirror(logits.float()), add_mirror(features)
         logits, _, features = self.describe(image)
         mirrored_logits, _, mirrored_features = self.describe(image.flip(3))
-        return logits + mirrored_logits.flip(3), features + mirrored_features.flip(3)
+        return logits.float() + mirrored_logits.float().flip(3), features + mirrored_features.flip(3)
 
     def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).

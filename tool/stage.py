@@ -31,9 +31,10 @@ MEANINGS = (
         "a worker process was killed, perhaps for lack of memory; use a smaller --num_workers",
     ),
     (r"OutOfMemoryError: (.*?)\.", "the GPU's memory does not suffice ({}); use a smaller --batch_size, --crop_size or --scales"),
+    (r"DefaultCPUAllocator: can't allocate memory: (.*?)\.", "the memory does not suffice ({}); use a smaller --batch_size or --scales"),
     (r"^torch\._(?:dynamo|inductor)\..*?: (.*)", "--compile does not work here ({}); leave it out, or mend what it needs"),
     (
-        r"(?:distributed.*Dist\w*Error: |gloo/transport\S*\] )(.*?)(?:\. |\n|$)",
+        r"(?:distributed.*Dist\w*Error: |gloo/transport\S*\] )(.*?(?:exited|reset|closed|[Bb]roken pipe|[Tt]ime).*?)(?:\. |\n|$)",
         "this process has lost another one, so it ends, too ({}); mend what the other one says, if anything, and the same command goes on",
     ),
 )
@@ -184,7 +185,7 @@ def start(args: argparse.Namespace) -> Iterator[Stage]:
         keep_freed_memory()
     make_writable(args.run_dir)
     if processes > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     yield Stage(device, int(os.environ.get("RANK", 0)), processes, args.run_dir, AMP[getattr(args, "amp", "off")])
     if processes > 1:  # after an error the others may be waiting for this one, and taking leave of them would wait in turn
         dist.destroy_process_group()
@@ -213,11 +214,10 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory of maps that are no longer needed for those that follow.
 
     glibc's allocator gives all blocks above 32 MB back to the system at once, and getting them anew, page by page, is a tenth of the time
-    that a network takes on a CPU. Does nothing where there is another allocator.
+    that a network takes on a CPU. Does nothing where there is another allocator, or a glibc that takes no larger threshold (before 2.35).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(MMAP_THRESHOLD, 2**30)
+    if mallopt and mallopt(MMAP_THRESHOLD, 2**30):
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 

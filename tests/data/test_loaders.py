@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from data.datasets import LabelledCrops, Pyramid, Pyramids, TrainingCrops, kept_classes
 from data.entries import Entries
@@ -126,7 +127,7 @@ def test_a_crop_of_a_large_jpeg_shows_what_a_crop_of_the_whole_would(crops, tiny
 
 
 def test_small_pictures_are_decoded_in_full(crops, monkeypatch):
-    monkeypatch.setattr(Image.Image, "draft", None)
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: pytest.fail("decoded at a reduced size"))
     assert crops[0, 1]["image"].shape == (3, 32, 32)
 
 

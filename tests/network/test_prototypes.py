@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from network import prototypes
 from network.prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes
 
 
@@ -38,6 +39,15 @@ def test_agrees_with_the_authors_program(shared, dataset):
     assert torch.equal(seeds, golden["seeds"].float())
     torch.testing.assert_close(prototypes, golden["prototypes"], atol=1e-5, rtol=0)
     torch.testing.assert_close(activate(prototypes, golden["feature"]), golden["is_cam"], atol=1e-5, rtol=0)
+
+
+def test_seeds_are_the_same_when_cells_are_compared_in_parts(monkeypatch):
+    torch.manual_seed(0)
+    cam, features, valid = torch.rand(2, 4, 5, 7), torch.randn(2, 6, 5, 7), torch.ones(2, 4, 5, 7)
+    whole = locate_seeds(cam, features, valid)
+    monkeypatch.setattr(prototypes, "MOST_PRODUCTS", 2 * 35 * 8)  # 8 of the 35 cells at a time
+    assert torch.equal(locate_seeds(cam, features, valid), whole)
+    assert (whole.sum((0, 2, 3))[1:] > 0).all()
 
 
 def test_peak_normalize_scales_each_map_to_one():

@@ -195,10 +195,18 @@ def test_large_pictures_and_their_mirrors_take_turns(model, monkeypatch):
     image, label = torch.randn(2, 3, 48, 64), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     model.eval()
     together = model.localize(image, label)
-    monkeypatch.setattr(sipe, "USUAL_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(sipe, "PIXELS_OF_A_PAIR", 48 * 64 - 1)
     for one, other in zip(model.localize(image, label), together):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     model.train()
+
+
+def test_the_whole_step_compiles_without_a_break(model):
+    """By torch.compile's tracer alone; its code generator needs a compiler."""
+    batch = tiny_batch()
+    found, expected = torch.compile(model, backend="eager", fullgraph=True)(*batch), model(*batch)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_authors_checkpoints_have_964_names():

@@ -285,6 +285,21 @@ def test_run_says_in_one_line_what_pytorch_says_in_many(program, capsys, error, 
     assert line.startswith(f"{program}: error: ") and said in line
 
 
+def test_a_port_in_use_is_no_lost_process(program):
+    with pytest.raises(dist.DistNetworkError):
+        stage.run(raiser(dist.DistNetworkError("The server socket has failed to listen on any local network address. EADDRINUSE")))
+
+
+@pytest.mark.parametrize(("taken", "calls"), [(1, [(-3, 2**30), (-1, 2**31 - 1)]), (0, [(-3, 2**30)])])
+def test_the_allocator_is_left_alone_where_it_takes_no_such_threshold(monkeypatch, taken, calls):
+    called = []
+    library = argparse.Namespace(mallopt=lambda *values: called.append(values) or taken)
+    monkeypatch.setattr(stage.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(sys, "platform", "linux")
+    stage.keep_freed_memory()
+    assert called == calls
+
+
 def test_run_lets_other_errors_of_pytorch_through(program):
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         stage.run(lambda: torch.mm(torch.ones(2, 3), torch.ones(2, 3)))
