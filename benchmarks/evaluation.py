@@ -36,13 +36,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def draw(folder: Path, pictures: int, largest: tuple[int, int]) -> None:
+def draw(folder: Path, pictures: int, size: tuple[int, int]) -> None:
     """cam/NAME.npz, the same maps as full/NAME.npz at full size in float32, and mask/NAME.png."""
     rng = np.random.default_rng(0)
     for name in ("cam", "full", "mask"):
         (folder / name).mkdir()
     for i in range(pictures):
-        size = int(rng.integers(largest[0] * 3 // 4, largest[0] + 1)), largest[1]
         keys = np.array([0, *sorted(rng.choice(np.arange(1, NUM_CLASSES), 1 + i % 2, replace=False))])
         coarse = rng.random((4, 6, len(keys)), dtype=np.float32)
         grids = []
