@@ -91,8 +91,8 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
     """ImageNet mean and deviation: (B, 3, H, W) uint8 -> float32 in channels_last, 0 where `inside` (B, H, W) is False."""
     mean, std = _statistics(image.device)
-    image = (image.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
-    return image if inside is None else image * inside[:, None]
+    image = image.contiguous(memory_format=torch.channels_last).float().div_(255).sub_(mean).div_(std)
+    return image if inside is None else image.mul_(inside[:, None])
 
 
 @functools.cache
