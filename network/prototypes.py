@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
-
-
 MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
 
 
@@ -46,13 +44,11 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
     """
     with torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
-        scale = (
-            (cells.norm(dim=1) + EPSILON).reciprocal().unsqueeze(1)
-        )  # positive, so it can wait for the ReLU: K maps take it, not D channels
-        weighed, columns = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
-        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(columns, 2)]
-        inter, total = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)
-        union = total + maps.sum(2, keepdim=True) - inter
+        scale = (cells.norm(dim=1, keepdim=True) + EPSILON).reciprocal()  # positive, so it can wait for the ReLU and what follows
+        weighed, at_a_time = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
+        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(at_a_time, 2)]
+        inter, resemblance = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)
+        union = resemblance + maps.sum(2, keepdim=True) - inter
         fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale
         seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
