@@ -23,7 +23,12 @@ def add_background(cam: torch.Tensor) -> torch.Tensor:
 
 def unit_cells(features: torch.Tensor) -> torch.Tensor:
     """Divide each cell's feature by its L2 norm: (B, D, H, W), any scale -> (B, D, H, W) of length (nearly) 1."""
-    return features * (features.norm(dim=1, keepdim=True) + EPSILON).reciprocal()
+    return features * _inverse_norms(features)
+
+
+def _inverse_norms(features: torch.Tensor) -> torch.Tensor:
+    """(B, D, ...) -> (B, 1, ...), above 0: what a cell's feature is multiplied by to have length (nearly) 1."""
+    return (features.norm(dim=1, keepdim=True) + EPSILON).reciprocal()
 
 
 @torch.no_grad()
@@ -44,7 +49,7 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
     """
     with torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
-        scale = (cells.norm(dim=1, keepdim=True) + EPSILON).reciprocal()  # positive, so it can wait for the ReLU and what follows
+        scale = _inverse_norms(cells)  # positive, so it can wait for the ReLU and what follows
         weighed, at_a_time = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
         parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(at_a_time, 2)]
         inter, resemblance = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)

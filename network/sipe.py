@@ -79,12 +79,10 @@ class SIPE(nn.Module):
 
     def _describe_twice(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits and hierarchical feature of pictures and their mirrors, added; large ones and their mirrors take turns."""
-        if image[0, 0].numel() <= PIXELS_OF_A_PAIR:
-            logits, _, features = self.describe(torch.cat([image, image.flip(3)]))
-            return add_mirror(logits.float()), add_mirror(features)
-        logits, _, features = self.describe(image)
-        mirrored_logits, _, mirrored_features = self.describe(image.flip(3))
-        return logits.float() + mirrored_logits.float().flip(3), features + mirrored_features.flip(3)
+        both = [image, image.flip(3)]
+        turns = [torch.cat(both)] if image[0, 0].numel() <= PIXELS_OF_A_PAIR else both
+        logits, _, features = zip(*(self.describe(images) for images in turns))
+        return add_mirror(torch.cat(logits).float()), add_mirror(torch.cat(features))
 
     def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).

@@ -101,6 +101,19 @@ def inferred(fixed_voc: Path, checkpoints: dict[str, Path], tmp_path_factory: py
     return SimpleNamespace(run_dir=run_dir, masks=run_dir / "seg_pred", flags=flags, common=[*data_flags(fixed_voc, run_dir), *flags])
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[tuple[int, int]], tuple[int, int]]]:
+    """The sizes of the images that DeepLab.segment is given from now on, and the size that it is asked for."""
+    sizes, segment = [], DeepLab.segment
+
+    def spy(model, images, size):
+        sizes.append(([tuple(image.shape[2:]) for image in images], tuple(size)))
+        return segment(model, images, size)
+
+    monkeypatch.setattr(DeepLab, "segment", spy)
+    return sizes
+
+
 class TestTraining:
     def test_leaves_the_final_checkpoint_and_no_other(self, chain):
         assert f"6 pictures, 20 classes, deeplabv2_resnet50, {STEPS} steps" in chain.printed["train_seg"]
@@ -283,14 +296,7 @@ class TestInference:
         assert "1 of them to do" in call(infer_seg.main, *flags)
         assert "1 of them to do" in call(infer_seg.main, *flags, "--save_prob")
 
-    def test_large_pictures_are_shrunk_for_the_network_alone(self, inferred, fixed_voc, tmp_path, monkeypatch):
-        seen, segment = [], DeepLab.segment
-
-        def spy(model, images, size):
-            seen.append(([tuple(image.shape[2:]) for image in images], tuple(size)))
-            return segment(model, images, size)
-
-        monkeypatch.setattr(DeepLab, "segment", spy)
+    def test_large_pictures_are_shrunk_for_the_network_alone(self, inferred, fixed_voc, tmp_path, seen):
         listed = ["--list", write_lines(tmp_path / "one.txt", NAMES[0])]
         flags = [*data_flags(fixed_voc, tmp_path / "run"), *inferred.flags, *listed, "--max_side", 32, "--save_prob"]
         for more in ([], ["--crf", "--overwrite"]):
@@ -581,14 +587,7 @@ class TestPrediction:
         assert {name: done[name] for name in done if name.startswith(NAMES[0])}.items() <= times_below(out).items()
         assert bytes_below(out) == whole
 
-    def test_large_pictures_are_shrunk_for_the_network_alone(self, run, out, pictures, monkeypatch):
-        seen, segment = [], DeepLab.segment
-
-        def spy(model, images, size):
-            seen.append(([tuple(image.shape[2:]) for image in images], tuple(size)))
-            return segment(model, images, size)
-
-        monkeypatch.setattr(DeepLab, "segment", spy)
+    def test_large_pictures_are_shrunk_for_the_network_alone(self, run, out, pictures, seen):
         for side, expected in ((32, (24, 32)), (640, SIZE), (0, SIZE)):
             run(pictures / f"{NAMES[0]}.jpg", "--max_side", side)
             assert seen.pop() == ([expected], expected)

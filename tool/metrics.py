@@ -12,9 +12,8 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np
     matrix, truth, prediction = np.zeros((num_classes, num_classes), np.int64), truth.ravel(), prediction.ravel()
     for start in range(0, truth.size, MOST_COUNTED):
         pair = [values[start : start + MOST_COUNTED] for values in (truth, prediction)]
-        counts = cv2.calcHist(
-            pair, [0, 1], None, [num_classes, num_classes], [0, num_classes] * 2
-        )  # three times as fast as numpy's bincount
+        # three times as fast as numpy's bincount
+        counts = cv2.calcHist(pair, [0, 1], None, [num_classes, num_classes], [0, num_classes] * 2)
         matrix += counts.astype(np.int64)
     return matrix
 
