@@ -1,9 +1,9 @@
-"""Stage 4: inter-pixel labels, from which IRN learns: what the dense CRF is sure of, for every picture.
+"""Stage 4: inter-pixel labels, from which IRN learns: the pixels that the dense CRF is sure of, for every picture.
 
     python make_ir_labels.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
 
 Reads the pictures of --list and RUN_DIR/cam. Writes RUN_DIR/ir_label/NAME.png: class ids, 0 for confident background, 255 for
-uncertain. Pictures that have a whole label are skipped, so a stopped run goes on.
+uncertain. Pictures with an up-to-date label are skipped: run the same command to resume.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.entries import Entry
 from data.images import read_picture
-from data.registry import DATASETS, open_dataset
-from tool import cam_file, crf, label_file, outputs, stage
+from data.registry import Entry, open_dataset
+from tool import cam_file, crf, label_file, outputs
+from tool.context import add_overwrite, cli_main, parse_stage, run_context, stage_parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, list(DATASETS), device=False, most_workers=None)
-    parser.add_argument("--list", help="pictures to label: a name (train_aug) or a text file (default: the training list)")
-    parser.add_argument("--map", choices=("is_cam", "cam"), default="is_cam", help="kind of map to start from (default is_cam)")
-    outputs.add_flag(parser)
-    return stage.parse(parser, argv)
+    parser = stage_parser(__doc__, device=False, max_workers=None)
+    parser.add_argument("--list", help="pictures: a list's name (train_aug) or a text file (default: the training list)")
+    parser.add_argument("--map", choices=cam_file.KINDS, default="is_cam", help="kind of map to start from (default is_cam)")
+    add_overwrite(parser)
+    return parse_stage(parser, argv)
 
 
 def make_label(entry: Entry, run_dir: Path, folder: Path, kind: str, num_classes: int) -> None:
@@ -34,31 +34,28 @@ def make_label(entry: Entry, run_dir: Path, folder: Path, kind: str, num_classes
     label_file.save(label_file.path_of(folder, entry.name), crf.inter_pixel_label(picture, maps.maps(kind), maps.keys))
 
 
-def is_made(entry: Entry, run_dir: Path, folder: Path) -> bool:
-    return label_file.is_made(label_file.path_of(folder, entry.name), cam_file.path_of(run_dir, entry.name))
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     crf.require()
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
-    settings = {
-        "cam": cam_file.check(args.run_dir, entries.names(), args.map, dataset.class_names),
-        "map": args.map,
-        "crf": crf.SETTINGS,
-    }
+    maps = cam_file.require(args.run_dir, entries.names(), args.map, dataset.class_names)
     folder = args.run_dir / "ir_label"
-    with stage.start(args) as run:
-        outputs.claim(folder, "make_ir_labels", settings, run, args.overwrite)
-        todo = run.shard(entries).where(lambda entry: not is_made(entry, args.run_dir, folder))
-        run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
+
+    def is_done(entry: Entry) -> bool:
+        return outputs.is_up_to_date(label_file.path_of(folder, entry.name), entry.picture, cam_file.path_of(args.run_dir, entry.name))
+
+    with run_context(args) as context:
+        settings = {"cam": maps, "map": args.map, "crf": crf.SETTINGS}
+        outputs.prepare_output_dir(folder, "make_ir_labels", settings, context, args.overwrite)
+        todo = entries.select(outputs.unfinished(entries, is_done, context))
         work = functools.partial(make_label, run_dir=args.run_dir, folder=folder, kind=args.map, num_classes=dataset.num_classes)
-        for _ in tqdm(outputs.in_parallel(work, todo, args.num_workers), desc="CRF", unit="picture", disable=not run.is_main):
+        results = outputs.parallel_map(work, todo, args.num_workers)
+        for _ in tqdm(results, desc="CRF", unit="picture", disable=not context.is_main):
             pass
-        run.wait()
-        run.say(f"wrote {folder}")
+        context.barrier()
+        context.print(f"wrote {folder}")
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run(main))
+    sys.exit(cli_main(main))

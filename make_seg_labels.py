@@ -3,11 +3,11 @@
     python make_seg_labels.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc --refine irn
 
 Reads the pictures of --list, RUN_DIR/cam and, for IRN, RUN_DIR/ckpt/irn.pth (or --irn_ckpt; the authors' works too). Writes
-RUN_DIR/seg_label/NAME.png (or to --label_dir), a palette PNG of class ids. Pictures that have a whole label are skipped, so a stopped
-run goes on.
+RUN_DIR/seg_label/NAME.png (or to --label_dir), a palette PNG of class ids. Pictures with an up-to-date label are skipped: run the same
+command to resume.
 
---refine irn   carries the maps up to the class boundaries that IRN found, by a random walk
---refine crf   lets the dense CRF move the labels to the picture's own edges
+--refine irn   spreads the maps up to the class boundaries that IRN found, by a random walk
+--refine crf   moves the labels to the picture's own edges by the dense CRF
 --refine none  takes the strongest map of each pixel
 """
 
@@ -24,31 +24,31 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.entries import Entries, Entry
 from data.images import orientation, read_picture, stored_size, to_stored_frame, to_upright_frame
-from data.registry import DATASETS, Dataset, open_dataset
+from data.registry import Dataset, Entries, Entry, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
-from network.resnet import ready
-from tool import cam_file, checkpoint, crf, label_file, outputs, stage
+from tool import cam_file, crf, label_file, outputs
+from tool.context import Context, add_overwrite, cli_main, parse_stage, run_context, stage_parser
+from tool.inference import load_irn, to_device
 from tool.random_walk import random_walk
 
 MAP_POWER = 1.5  # of the maps before they walk
-MOST_READERS = 8  # worker processes where the network does the work
-WALK_TOGETHER = 16  # pictures on a GPU, to which the steps of one picture are many and small
+MAX_READERS = 8  # worker processes, if the network does the work
+WALK_BATCH = 16  # pictures that walk together on a GPU: the steps of one picture are many and small
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, list(DATASETS), most_workers=None)
-    parser.add_argument("--list", help="pictures to label: a name (train_aug) or a text file (default: the training list)")
+    parser = stage_parser(__doc__, max_workers=None)
+    parser.add_argument("--list", help="pictures: a list's name (train_aug) or a text file (default: the training list)")
     parser.add_argument("--refine", choices=("irn", "crf", "none"), default="irn", help="how maps become labels (default irn)")
-    parser.add_argument("--map", choices=("is_cam", "cam"), default="is_cam", help="kind of map to start from (default is_cam)")
+    parser.add_argument("--map", choices=cam_file.KINDS, default="is_cam", help="kind of map to start from (default is_cam)")
     parser.add_argument("--label_dir", type=Path, help="folder of the labels (default RUN_DIR/seg_label)")
     parser.add_argument(
         "--save_prob",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="write what a label is the maximum of, too: NAME.npz with keys (k,) and probability (k, H, W) in float16 (default off)",
+        help="also write the probabilities: NAME.npz with keys (k,) and probability (k, H, W) in float16 (default off)",
     )
     parser.add_argument(
         "--crf_on",
@@ -56,10 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what the CRF starts from: hard labels, the authors' rule for COCO, or the soft maps (default labels)",
     )
     parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
-    parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; more spreads less (default 10)")
+    parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; a higher one spreads less (default 10)")
     parser.add_argument("--exp_times", type=int, help="the random walk takes 2 to this power steps (default 8)")
-    outputs.add_flag(parser)
-    args = stage.parse(parser, argv)
+    add_overwrite(parser)
+    args = parse_stage(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
     flags = {"irn": {"irn_ckpt": args.run_dir / "ckpt/irn.pth", "beta": 10.0, "exp_times": 8}, "crf": {"crf_on": "labels"}}
     for refine, defaults in flags.items():
@@ -69,23 +69,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             elif args.refine != refine:
                 parser.error(f"--{flag} belongs to --refine {refine}")
     if args.refine != "irn":
-        args.device, args.amp = "cpu", "off"  # nothing there for a GPU
+        args.device, args.amp = "cpu", "off"  # the CRF runs on CPU cores only
     if not 0 < args.beta <= 1000 or not 0 <= args.exp_times <= 16:
         parser.error("--beta is above 0 and at most 1000, --exp_times from 0 to 16")
     return args
 
 
 def settings(args: argparse.Namespace, dataset: Dataset, entries: Entries) -> dict[str, Any]:
-    """What tells labels from other labels of the same picture."""
-    cam = cam_file.check(args.run_dir, entries.names(), args.map, dataset.class_names)
+    """What the labels depend on besides their picture and CAM file."""
+    cam = cam_file.require(args.run_dir, entries.names(), args.map, dataset.class_names)
     common = {"cam": cam, "map": args.map, "refine": args.refine}
     if args.refine == "irn":
-        return common | {"irn": checkpoint.fingerprint(args.irn_ckpt), "beta": args.beta, "exp_times": args.exp_times, "amp": args.amp}
+        return common | {"irn": outputs.sha256(args.irn_ckpt), "beta": args.beta, "exp_times": args.exp_times, "amp": args.amp}
     return common | ({"crf": crf.SETTINGS, "crf_on": args.crf_on} if args.refine == "crf" else {})
-
-
-def is_made(entry: Entry, args: argparse.Namespace) -> bool:
-    return label_file.is_result_made(args.label_dir, entry.name, cam_file.path_of(args.run_dir, entry.name), args.save_prob)
 
 
 def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> None:
@@ -97,11 +93,11 @@ def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> No
         maps = crf.refine_label(picture, maps.argmax(0), len(maps))
     elif args.refine == "crf":
         maps = crf.refine_maps(picture, maps)
-    label_file.save_result(args.label_dir, entry.name, cams.keys, maps, args.save_prob)
+    label_file.save_prediction(args.label_dir, entry.name, cams.keys, maps, args.save_prob)
 
 
 class Prepared(NamedTuple):
-    """A picture and its maps, ready for IRN and the random walk."""
+    """A picture and its maps for IRN and the random walk."""
 
     entry: Entry
     keys: np.ndarray  # (k,) class ids, background first
@@ -111,7 +107,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(entry: Entry, args: argparse.Namespace, num_classes: int) -> Prepared:
-    """Read a picture and take its maps to IRN's grid."""
+    """Read a picture and resize its maps to IRN's grid."""
     picture, turn = read_picture(entry.picture), orientation(entry.picture)
     cams = cam_file.load(cam_file.path_of(args.run_dir, entry.name), num_classes, stored_size(picture.shape[:2], turn))
     maps = torch.from_numpy(to_upright_frame(cams.maps(args.map), turn))
@@ -121,9 +117,9 @@ def prepare(entry: Entry, args: argparse.Namespace, num_classes: int) -> Prepare
 
 
 def walk(edges: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], beta: float, exp_times: int) -> list[torch.Tensor]:
-    """The random walk of pictures of any sizes at once: (h, w) and (k, h, w) each -> (k, h, w) each.
+    """The random walk of pictures of any sizes in one batch: (h, w) and (k, h, w) each -> (k, h, w) each.
 
-    All lie in the corner of one grid; outside of them everything is a boundary, so nothing walks there.
+    Each is padded to the largest; the padding is all boundary, so nothing walks there.
     """
     count, height, width = (max(one.shape[i] for one in maps) for i in range(3))
 
@@ -136,38 +132,30 @@ def walk(edges: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], beta: floa
     return [one[: m.shape[0], : m.shape[1], : m.shape[2]] for one, m in zip(walked, maps)]
 
 
-def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], args: argparse.Namespace, run: stage.Stage) -> None:
+def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], args: argparse.Namespace, context: Context) -> None:
     """Write the labels of some pictures with IRN's edges and the random walk."""
     edges = []
     for one in prepared:
-        with run.autocast():
-            edges.append(model.find_edges(normalize(one.image[None].to(run.device)), crop_size)[0])
-    walked = walk(edges, [one.maps.to(run.device) for one in prepared], args.beta, args.exp_times)
+        with context.autocast():
+            edges.append(model.find_edges(normalize(one.image[None].to(context.device)), crop_size)[0])
+    walked = walk(edges, [one.maps.to(context.device) for one in prepared], args.beta, args.exp_times)
     for one, maps in zip(prepared, walked):
         height, width = one.image.shape[1:]
         maps = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0, :, :height, :width]
         maps = maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)
         stored = to_stored_frame(maps.cpu().numpy(), one.orientation)
-        label_file.save_result(args.label_dir, one.entry.name, one.keys, stored, args.save_prob)
+        label_file.save_prediction(args.label_dir, one.entry.name, one.keys, stored, args.save_prob)
 
 
-def load_irn(path: Path) -> tuple[IRN, int]:
-    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with."""
-    content, model = checkpoint.read(path), IRN()
-    checkpoint.fill(model, content.get("model", content), path)
-    return model, checkpoint.arguments(content).get("crop_size", 512)
-
-
-def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, run: stage.Stage) -> None:
+def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, context: Context) -> None:
     work = functools.partial(prepare if irn else refine_alone, args=args, num_classes=num_classes)
-    workers = min(args.num_workers, MOST_READERS) if irn else args.num_workers
-    results = iter(outputs.in_parallel(work, todo, workers))
+    results = iter(outputs.parallel_map(work, todo, min(args.num_workers, MAX_READERS) if irn else args.num_workers))
     if irn:
-        ready(irn[0], run.device)
-    with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not run.is_main) as bar:
-        while done := list(itertools.islice(results, WALK_TOGETHER if irn and run.on_gpu else 1)):
+        to_device(irn[0], context)
+    with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not context.is_main) as bar:
+        while done := list(itertools.islice(results, WALK_BATCH if irn and context.is_cuda else 1)):
             if irn:
-                refine_together(*irn, done, args, run)
+                refine_together(*irn, done, args, context)
             bar.update(len(done))
 
 
@@ -179,14 +167,17 @@ def main(argv: list[str] | None = None) -> None:
     entries = dataset.entries(args.list or dataset.spec.train_list)
     irn = load_irn(args.irn_ckpt) if args.refine == "irn" else None
     made_by = settings(args, dataset, entries)
-    with stage.start(args) as run:
-        outputs.claim(args.label_dir, "make_seg_labels", made_by, run, args.overwrite)
-        todo = run.shard(entries).where(lambda entry: not is_made(entry, args))
-        run.say(f"{len(entries)} pictures, {sum(run.gather(len(todo)))} of them to do")
-        make_labels(irn, todo, args, dataset.num_classes, run)
-        run.wait()
-        run.say(f"wrote {args.label_dir}")
+
+    def is_done(entry: Entry) -> bool:
+        sources = entry.picture, cam_file.path_of(args.run_dir, entry.name)
+        return label_file.is_prediction_up_to_date(args.label_dir, entry.name, args.save_prob, *sources)
+
+    with run_context(args) as context:
+        outputs.prepare_output_dir(args.label_dir, "make_seg_labels", made_by, context, args.overwrite)
+        make_labels(irn, entries.select(outputs.unfinished(entries, is_done, context)), args, dataset.num_classes, context)
+        context.barrier()
+        context.print(f"wrote {args.label_dir}")
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run(main))
+    sys.exit(cli_main(main))

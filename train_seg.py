@@ -3,7 +3,7 @@
     python train_seg.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
 
 Reads the pictures of the training list and RUN_DIR/seg_label (or --label_dir: any folder of NAME.png with class ids, 255 where unknown).
-Writes RUN_DIR/ckpt/seg.pth, which infer_seg.py and predict.py read; RUN_DIR/ckpt/seg_last.pth, from which a stopped run goes on;
+Writes RUN_DIR/ckpt/seg.pth, which infer_seg.py and predict.py read, RUN_DIR/ckpt/seg_last.pth to resume from, and
 RUN_DIR/tensorboard/seg. Several GPUs: torchrun --nproc_per_node N train_seg.py ...
 """
 
@@ -19,25 +19,36 @@ from torch import nn
 from tqdm import tqdm
 
 from data.datasets import LabelledCrops
-from data.entries import Entries
-from data.images import picture_size, read_mask
-from data.loaders import ResumableBatches, training_loader
-from data.registry import DATASETS, Dataset, open_dataset
+from data.images import IGNORE, picture_size, read_mask
+from data.registry import Dataset, Entries, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from network.deeplab import NETWORKS, DeepLab
 from network.losses import class_weights, segmentation_loss
-from tool import label_file, outputs, stage, training
-from tool.imagenet_weights import start_backbone
+from tool import label_file, trainer
+from tool.checkpoint import load_pretrained
+from tool.context import (
+    Context,
+    add_max_side,
+    cli_main,
+    non_negative_float,
+    parse_stage,
+    run_context,
+    scale,
+    seed_everything,
+    stage_parser,
+    world_size,
+)
+from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
-LR = {"deeplabv2": 2.5e-4, "deeplabv3": 1e-3}  # deeplabv2 sums 36 taps of a feature that nothing normalises: 1e-3 is too much for it
-RECIPE = (*training.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance")
+LR = {"deeplabv2": 2.5e-4, "deeplabv3": 1e-3}  # deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
+RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, list(DATASETS))
-    training.add_flags(
+    parser = stage_parser(__doc__)
+    trainer.add_flags(
         parser,
         batch_size=16,
         max_epochs=30,
@@ -57,121 +68,112 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         choices=(8, 16),
         default=8,
-        help="pixels a cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)",
+        help="pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)",
     )
     parser.add_argument(
         "--weights",
         default="imagenet",
-        help="start of the backbone: imagenet (torchvision's V1 weights, downloaded once) or a file with a state dict of the same ResNet "
-        "in torchvision's layout (default imagenet)",
+        help="initial weights of the backbone: imagenet (torchvision's V1 weights, downloaded once) or a file with the same ResNet's state "
+        "dict in torchvision's layout (default imagenet)",
     )
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     parser.add_argument(
         "--scales",
-        type=float,
+        type=scale,
         nargs=2,
         default=[0.5, 2.0],
         metavar=("MIN", "MAX"),
         help="range of the random factor by which pictures are resized before the crop (default 0.5 2.0)",
     )
-    stage.add_max_side(parser)
+    add_max_side(parser)
     parser.add_argument(
         "--class_balance",
-        type=float,
+        type=non_negative_float,
         default=0.0,
-        help="weigh each class by 1 / its share of the pixels to this power: 0 all pixels alike, 1 all classes alike (default 0)",
+        help="weigh each class by 1 / (its share of the pixels) to this power, 0 to 1: 0 weighs all pixels alike, 1 all classes alike "
+        "(default 0)",
     )
-    args = stage.parse(parser, argv)
+    args = parse_stage(parser, argv)
     args.lr = LR[args.network.split("_")[0]] if args.lr is None else args.lr
-    training.check_flags(parser, args)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
-    training.check_scale_range(parser, args.scales)
-    if not 0 <= args.class_balance <= 1:
+    trainer.check_scale_range(parser, args.scales)
+    if args.class_balance > 1:
         parser.error("--class_balance is from 0 to 1")
     return args
 
 
-def survey(index: int, entries: Entries, label_dir: Path, num_classes: int) -> tuple[int, bytes, np.ndarray]:
-    """A picture's place on the list, a digest of its label, and how many pixels of each class this has, (K,) int64."""
-    entry = entries[index]
-    label = read_mask(label_file.path_of(label_dir, entry.name), num_classes, picture_size(entry.picture))
+def scan_label(index: int, entries: Entries, num_classes: int) -> tuple[int, bytes, np.ndarray]:
+    """The index of a picture, a digest of its label, and the label's pixels of each class, (K,) int64."""
+    label = read_mask(entries[index].mask, num_classes, picture_size(entries[index].picture))
     return index, hashlib.sha256(label).digest(), np.bincount(label.ravel(), minlength=256)[:num_classes]
 
 
-def survey_labels(entries: Entries, args: argparse.Namespace, num_classes: int, run: stage.Stage) -> tuple[Entries, bytes, np.ndarray]:
-    """Read every label once, before the training: the pictures that have labelled pixels, all digests, and the pixels of each class.
+def scan_labels(entries: Entries, args: argparse.Namespace, num_classes: int, context: Context) -> tuple[Entries, bytes, np.ndarray]:
+    """Read every label once before training: the pictures that have labelled pixels, all digests, and the pixels of each class.
 
     Raises InputError for a label that is missing, unreadable, of another size than its picture or of unknown classes, and where no
     pixel at all has a label.
     """
-    work = functools.partial(survey, entries=entries, label_dir=args.label_dir, num_classes=num_classes)
-    results = outputs.in_parallel(work, run.shard(range(len(entries))), args.num_workers)
-    mine = list(tqdm(results, desc="labels", unit="picture", disable=not run.is_main))
-    found = sorted((one for part in run.gather(mine) for one in part), key=lambda one: one[0])
-    useful = [index for index, _, counts in found if counts.any()]
+    work = functools.partial(scan_label, entries=entries, num_classes=num_classes)
+    results = parallel_map(work, context.shard(range(len(entries))), args.num_workers)
+    mine = list(tqdm(results, desc="labels", unit="picture", disable=not context.is_main))
+    scanned = sorted((one for part in context.all_gather_object(mine) for one in part), key=lambda one: one[0])
+    useful = [index for index, _, counts in scanned if counts.any()]
     if not useful:
-        raise InputError(f"{args.label_dir}: no pixel of the {len(entries)} labels has a class, all are 255; make the labels anew")
+        raise InputError(f"{args.label_dir}: all pixels of the {len(entries)} labels are 255; make the labels again")
     if len(useful) < len(entries):
-        run.say(f"{len(entries) - len(useful)} pictures are left out: no pixel of their labels has a class")
-    return entries.select(useful), b"".join(digest for _, digest, _ in found), sum(counts for *_, counts in found)
+        context.print(f"{len(entries) - len(useful)} pictures are left out: all pixels of their labels are 255")
+    return entries.select(useful), b"".join(digest for _, digest, _ in scanned), sum(counts for *_, counts in scanned)
 
 
-def train_step(
-    model: nn.Module, batch: dict, weight: torch.Tensor, course: training.Training
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def train_step(run: trainer.Trainer, batch: dict, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """One step of SGD; returns the loss with the gradient norm, and the class logits (B, K, h, w)."""
-    run = course.run
-    with run.autocast():
-        logits = model(normalize(batch["image"], batch["inside"]))
-    total, count = segmentation_loss(logits, batch["label"], weight)
-    loss = total / run.mean(count).clamp(min=1)  # the mean over the pixels of all processes
-    norm = course.descend(loss)
-    return {"loss": run.mean(loss), "grad_norm": norm}, logits.detach()
+    context = run.context
+    with context.autocast():
+        logits = run.network(normalize(batch["image"], batch["inside"]))
+    total, count = segmentation_loss(logits, batch["label"], weight, IGNORE)
+    loss = total / context.all_reduce_mean(count).clamp(min=1)  # the mean over the pixels of all processes
+    norm = run.step(loss)
+    return {"loss": context.all_reduce_mean(loss), "grad_norm": norm}, logits.detach()
 
 
-def train(args: argparse.Namespace, run: stage.Stage, dataset: Dataset, entries: Entries) -> None:
-    entries, digests, counts = survey_labels(entries, args, dataset.num_classes, run)
-    training.check_batch(args, len(entries), run.world_size)
-    ckpt, kept = run.run_dir / "ckpt", training.recipe(args, RECIPE, dataset.digest(entries, digests))
-    epoch_steps = len(entries) // args.batch_size
-    course = training.Training(
-        args, run, kept, dataset.class_names, ckpt / "seg_last.pth", ckpt / "seg.pth", epoch_steps, run.run_dir / "tensorboard/seg"
-    )
-    if course.is_complete:
-        return run.say(f"{course.final} is complete")
-
-    stage.seed_everything(args.seed)
+def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries) -> None:
+    entries, digests, counts = scan_labels(entries, args, dataset.num_classes, context)
+    trainer.check_batch(args, len(entries), context.world_size)
+    files = trainer.RunFiles.of(args.run_dir, "seg")
+    recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, digests))
+    if trainer.is_finished(args, files, recipe, context):
+        return
+    seed_everything(args.seed)
     model = DeepLab(args.network, dataset.num_classes, args.output_stride)
-    start_backbone(model.backbone, args.weights, args.network.split("_")[1])
-    model.to(run.device, memory_format=torch.channels_last).train()
-    course.begin(model, model.backbone.parameters(), model.classifier.parameters())
-    if run.world_size > 1 and run.on_gpu:
+    load_pretrained(model.backbone, args.weights, args.network.split("_")[1])
+    model.to(context.device, memory_format=torch.channels_last).train()
+    groups = model.backbone.parameters(), model.classifier.parameters()
+    if context.world_size > 1 and context.is_cuda:
         model.classifier = nn.SyncBatchNorm.convert_sync_batchnorm(model.classifier)  # statistics of the whole batch, as on one GPU
-    parallel = course.parallel(model)
+    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, *groups)
 
-    weight = class_weights(torch.from_numpy(counts), args.class_balance).to(run.device)
-    label_path = functools.partial(label_file.path_of, args.label_dir)
-    crops = LabelledCrops(entries, label_path, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side)
-    batches = ResumableBatches(len(entries), args.batch_size, args.max_epochs, args.seed, course.start, run.rank, run.world_size)
-    run.say(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {args.network}, {course.plan}")
-    for batch in course.batches(training_loader(crops, batches, args.num_workers, pin_memory=run.on_gpu)):
-        losses, logits = train_step(parallel, batch, weight, course)
+    weight = class_weights(torch.from_numpy(counts), args.class_balance).to(context.device)
+    crops = LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side)
+    context.print(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {args.network}, {run.plan}")
+    for batch in run.batches(crops):
+        losses, logits = train_step(run, batch, weight)
         picture = functools.partial(segmentation_sheet, batch["image"], batch["label"], logits)
-        course.record(losses, picture, "picture_label_prediction")
-    course.finish()
+        run.log(losses, "picture_label_prediction", picture)
+    run.finish()
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
     args.list = args.list or dataset.spec.train_list
-    entries = dataset.entries(args.list)
-    label_file.check_classes(args.label_dir, dataset.class_names)
-    if args.network.startswith("deeplabv3") and args.batch_size < 2 * stage.world_size():
-        raise InputError(f"--batch_size {args.batch_size}: DeepLab-v3 learns its statistics from 2 pictures a process or more; use more")
-    with stage.start(args) as run:
-        train(args, run, dataset, entries)
+    entries = dataset.entries(args.list).with_masks(args.label_dir)
+    label_file.check_folder(args.label_dir, dataset.class_names)
+    if args.network.startswith("deeplabv3") and args.batch_size < 2 * world_size():
+        raise InputError(f"--batch_size {args.batch_size}: DeepLab-v3 needs 2 pictures a process or more for BatchNorm; use more")
+    with run_context(args) as context:
+        train(args, context, dataset, entries)
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run(main))
+    sys.exit(cli_main(main))

@@ -1,24 +1,24 @@
-"""torch datasets over a list of pictures."""
+"""torch datasets over the pictures of a list, and their loaders: resumable batches for training, whole pictures for inference."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .entries import Entries
 from .images import orientation, read_mask, read_picture, stored_size, to_upright_frame
-from .transforms import augment, augment_pair, pyramid, shrink, to_tensor
+from .registry import Entries
+from .transforms import augment, augment_pair, resize, shrink, to_tensor
+
+USUAL_PIXELS = 640 * 480  # of a picture; batches of larger ones are smaller
 
 
-class TrainingCrops(TorchDataset):
-    """One augmented crop a picture: image (3, C, C) uint8, inside (C, C) bool, label (K-1,) float32.
+class TrainingCrops(Dataset):
+    """One augmented crop of each picture: image (3, C, C) uint8, inside (C, C) bool, label (K-1,) float32.
 
-    What is drawn depends on seed, epoch and index alone, so neither workers nor a resumed run change it. An item is asked for
-    as (epoch, index). JPEGs at least four times as large as any crop needs are decoded at a reduced scale; the pictures of VOC and COCO
-    are not, at the published sizes.
+    Items are indexed by (epoch, index); random draws depend on seed, epoch and index alone, so neither workers nor resuming change them.
+    JPEGs at least four times as large as any crop needs are decoded at a reduced size; VOC's and COCO's are not, at the published sizes.
     """
 
     def __init__(self, entries: Entries, labels: np.ndarray, resize_long: tuple[int, int], crop_size: int, seed: int):
@@ -36,25 +36,15 @@ class TrainingCrops(TorchDataset):
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(self.labels[index])}
 
 
-class LabelledCrops(TorchDataset):
-    """One augmented crop of a picture and of its label: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8.
+class LabelledCrops(Dataset):
+    """One augmented crop of each picture and its mask: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8, IGNORE where padded.
 
-    The label is 255 in the padding. max_side: larger pictures are shrunk to it before they are scaled; 0: none. What is drawn depends on
-    seed, epoch and index alone. An item is asked for as (epoch, index).
+    max_side: larger pictures are shrunk to it before they are scaled; 0: never. Items and random draws as in TrainingCrops.
     """
 
-    def __init__(
-        self,
-        entries: Entries,
-        label_path: Callable[[str], Path],
-        num_classes: int,
-        scales: tuple[float, float],
-        crop_size: int,
-        seed: int,
-        max_side: int = 0,
-    ):
-        self.entries, self.label_path, self.num_classes = entries, label_path, num_classes
-        self.scales, self.crop_size, self.seed, self.max_side = scales, crop_size, seed, max_side
+    def __init__(self, entries: Entries, num_classes: int, scales: tuple[float, float], crop_size: int, seed: int, max_side: int = 0):
+        self.entries, self.num_classes, self.max_side = entries, num_classes, max_side
+        self.scales, self.crop_size, self.seed = scales, crop_size, seed
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -62,16 +52,15 @@ class LabelledCrops(TorchDataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = epoch_and_index
         rng = np.random.default_rng((self.seed, epoch, index))
-        name, path, _ = self.entries[index]
-        picture, turn = read_picture(path), orientation(path)
-        stored = read_mask(self.label_path(name), self.num_classes, stored_size(picture.shape[:2], turn))
-        label = to_upright_frame(stored, turn)
+        entry = self.entries[index]
+        picture, turn = read_picture(entry.picture), orientation(entry.picture)
+        label = to_upright_frame(read_mask(entry.mask, self.num_classes, stored_size(picture.shape[:2], turn)), turn)
         crop, inside, label = augment_pair(shrink(picture, self.max_side), label, self.scales, self.crop_size, rng)
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(label)}
 
 
 def kept_classes(label: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Label (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: background and the labelled ones."""
+    """Label (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: the background and the labelled ones."""
     return np.flatnonzero([1, *label])
 
 
@@ -82,14 +71,15 @@ class Pyramid(NamedTuple):
     images: list[torch.Tensor]  # (3, H', W') uint8 each
     label: torch.Tensor  # (K-1,) float32 0/1
     size: tuple[int, int]  # (H, W) of the upright picture
-    working_size: tuple[int, int]  # the same after shrinking, which the scales are relative to
-    orientation: int  # EXIF orientation of the stored one
+    working_size: tuple[int, int]  # (H, W) after shrinking, which the scales are relative to
+    orientation: int  # EXIF orientation of the stored picture
+    picture: np.ndarray  # (H, W, 3) uint8, as read
 
 
-class Pyramids(TorchDataset):
+class Pyramids(Dataset):
     """Whole pictures at several scales, for inference.
 
-    labels: (len(entries), K-1); None where there are none. max_side: larger pictures are shrunk to it before they are scaled; 0: none.
+    labels: (N, K-1), or None if there are none. max_side: larger pictures are shrunk to it before they are scaled; 0: never.
     """
 
     def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int = 0):
@@ -103,5 +93,65 @@ class Pyramids(TorchDataset):
         path = self.entries[index].picture
         picture = read_picture(path)
         small = shrink(picture, self.max_side)
+        images = [to_tensor(resize(small, scale)) for scale in self.scales]
         label = torch.from_numpy(self.labels[index])
-        return Pyramid(index, pyramid(small, self.scales), label, picture.shape[:2], small.shape[:2], orientation(path))
+        return Pyramid(index, images, label, picture.shape[:2], small.shape[:2], orientation(path), picture)
+
+
+class ResumableBatches(Sampler):
+    """Shuffled batches of (epoch, index), all epochs in a row, from any step on, split over processes.
+
+    Process r takes every world_size-th picture of each batch, so batch_size is the total one. The last incomplete batch of an epoch is
+    dropped.
+    """
+
+    def __init__(self, size: int, batch_size: int, epochs: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1):
+        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+        self.rank, self.world_size = rank, world_size
+        self.steps = size // batch_size * epochs
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, order_epoch = None, -1
+        for step in range(self.start, self.steps):
+            epoch, position = divmod(step, self.size // self.batch_size)
+            if epoch != order_epoch:
+                order, order_epoch = np.random.default_rng((self.seed, epoch)).permutation(self.size), epoch
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+
+def training_loader(dataset: Dataset, batches: ResumableBatches, num_workers: int, pin_memory: bool = False) -> DataLoader:
+    """Load batches of a dataset's items, such as image (B, 3, C, C) uint8; pin_memory if a GPU takes them.
+
+    Its workers are seeded by a generator of its own, as the network's dropout, which a resumed run repeats, draws from torch's.
+    """
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
+
+
+def inference_loader(dataset: Pyramids, num_workers: int, pin_memory: bool = False) -> DataLoader:
+    """Load one Pyramid at a time, in order; pin_memory if a GPU takes them (this makes lists of its tuples)."""
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_unchanged)
+
+
+def _unchanged(item: Pyramid) -> Pyramid:
+    return item
+
+
+def by_size(items: Iterable[Pyramid], batch_size: int) -> Iterator[list[Pyramid]]:
+    """Group pictures of one size: batch_size of them, fewer if they are larger than 640x480.
+
+    Every picture comes once, in another order. At most 4 * batch_size of them wait for others of their size; then the size that was
+    met first comes as it is.
+    """
+    waiting: dict[tuple[int, ...], list[Pyramid]] = {}  # in the order in which the sizes were met
+    for item in items:
+        height, width = size = tuple(item.size)
+        waiting.setdefault(size, []).append(item)
+        if len(waiting[size]) >= min(batch_size, max(1, batch_size * USUAL_PIXELS // (height * width))):
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()

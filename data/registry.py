@@ -1,40 +1,40 @@
-"""Datasets as values: what tells one kind from another is a DatasetSpec; how they are read is the same for all."""
+"""Datasets as values: a DatasetSpec says what one kind has of its own; all kinds are read in the same way."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from errors import InputError
 
-from . import tables
-from .entries import Entries
-from .tables import Complain, refuse
+from . import annotations
+from .annotations import TagTable, checked
 
 HERE = Path(__file__).parent
-TAGS = "tags.csv"  # the tag table below every root
+TAGS = "tags.csv"  # the tag table in every root
 TAGGED, MASKED = "tagged", "masked"  # lists that need no file
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A kind of dataset. Paths are relative to its root; {} stands for a picture's or a list's name, .* for any type of picture."""
+    """A kind of dataset. Paths are relative to its root; {} stands for the name of a picture or a list, .* for any type of picture."""
 
     name: str
     roots: tuple[str, ...]  # where its root may lie below the folder that is given
     marker: str  # what every root holds
-    classes: str | Path  # class names, one a line, without the background
+    classes: str | Path  # class names, one per line, without the background
     pictures: tuple[str, ...]  # the first that exists counts
     masks: tuple[str, ...]  # that evaluation reads; the first that exists counts
     list_file: str
-    train_list: str  # what training and CAMs use by default
-    eval_list: str  # what the evaluation of maps and pseudo labels uses by default
-    val_list: str  # what the segmentation network is tried on by default
-    advice: str  # how to get it, for someone who lacks it
-    annotation: str | None = None  # holds a picture's tags where there is no tag table
+    train_list: str  # default of training and CAMs
+    eval_list: str  # default of the evaluation of maps and pseudo labels
+    val_list: str  # default of the evaluation of the segmentation network
+    advice: str  # how to get the dataset
+    annotation: str | None = None  # holds a picture's tags if there is no tag table
 
 
 VOC = DatasetSpec(
@@ -49,7 +49,7 @@ VOC = DatasetSpec(
     eval_list="train",
     val_list="val",
     annotation="Annotations/{}.xml",
-    advice="python data/prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar from DIR, with --download also from the net",
+    advice="python prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar in DIR, and with --download downloads it first",
 )
 
 COCO = DatasetSpec(
@@ -63,8 +63,7 @@ COCO = DatasetSpec(
     train_list="train",
     eval_list="train",
     val_list="val",
-    advice="unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, "
-    "and let python data/prepare_coco.py --root DIR prepare it",
+    advice="unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, then run python prepare_coco.py --root DIR",
 )
 
 FOLDER = DatasetSpec(
@@ -78,24 +77,68 @@ FOLDER = DatasetSpec(
     train_list=TAGGED,
     eval_list=MASKED,
     val_list=MASKED,
-    advice="write classes.txt (one class a line) and tags.csv (name,class;class), and put the pictures into images/",
+    advice="write classes.txt (one class per line) and tags.csv (name,class;class), and put the pictures into images/",
 )
 
 DATASETS = {spec.name: spec for spec in (VOC, COCO, FOLDER)}
 
 
+class Entry(NamedTuple):
+    """A picture of a list: its name, its file, and the file of its mask, which need not exist."""
+
+    name: str
+    picture: Path
+    mask: Path
+
+
+class Entries(Sequence[Entry]):
+    """The pictures of a list: three numpy arrays of strings, which forked workers share, as reading them counts no references."""
+
+    def __init__(self, columns: Iterable[np.ndarray]):
+        self._columns = tuple(columns)  # names, pictures, masks
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, str, str]]) -> "Entries":
+        """From (name, path of the picture, path of the mask) of each picture."""
+        rows = list(rows)
+        return cls(np.array([row[i] for row in rows], str) for i in range(3))
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, index: int | slice) -> "Entry | Entries":
+        if isinstance(index, slice):
+            return Entries(column[index] for column in self._columns)
+        name, picture, mask = (column.item(index) for column in self._columns)
+        return Entry(name, Path(picture), Path(mask))
+
+    def select(self, indices: Sequence[int]) -> "Entries":
+        """The entries at these indices, in this order."""
+        return Entries(column[np.asarray(indices, int)] for column in self._columns)
+
+    def where(self, predicate: Callable[[Entry], bool]) -> "Entries":
+        """The entries for which the predicate holds."""
+        return self.select([i for i, entry in enumerate(self) if predicate(entry)])
+
+    def names(self) -> list[str]:
+        return self._columns[0].tolist()
+
+    def with_masks(self, folder: Path) -> "Entries":
+        """The same pictures with folder/NAME.png as their masks."""
+        return Entries([*self._columns[:2], np.array([str(folder / f"{name}.png") for name in self.names()], str)])
+
+
 def open_dataset(name: str, root: str | Path) -> "Dataset":
-    """The dataset of a kind (a key of DATASETS) at a root. Raises InputError where the root does not hold it."""
+    """The dataset of a kind (a key of DATASETS) at a root. Raises InputError if it is not there."""
     spec, root = DATASETS[name], Path(root)
     below = find_root(spec, root)
     if below is None:
-        elsewhere = f", nor in {' or '.join(spec.roots[1:])} below it" if spec.roots[1:] else ""
-        raise InputError(f"{root}: there is no {spec.marker} here{elsewhere}, so this is no '{name}' dataset; {spec.advice}")
-    return Dataset(spec, below, tables.read_classes(below / spec.classes))
+        raise InputError(f"{root}: holds no '{name}' dataset, as there is no {spec.marker}; {spec.advice}")
+    return Dataset(spec, below, annotations.read_classes(below / spec.classes))
 
 
 def find_root(spec: DatasetSpec, root: Path) -> Path | None:
-    """Where a dataset lies at or below a folder; None where there is none."""
+    """The root of a dataset in a folder or below it; None if there is none."""
     return next((root / folder for folder in spec.roots if os.path.exists(root / folder / spec.marker)), None)
 
 
@@ -109,42 +152,67 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """K, background included."""
+        """K, with the background."""
         return len(self.class_names)
 
-    def entries(self, list_name: str, complain: Complain = refuse) -> Entries:
-        """The pictures of a list: the name of one of the dataset's own, the path of a text file, or what needs no file: "tagged", all
-        that have a tag in the tag table, and "masked", those of them that have a mask.
+    def entries(self, list_name: str) -> Entries:
+        """The pictures of a list. Raises InputError for the first problem that `read_entries` finds."""
+        return checked(self.read_entries(list_name))
 
-        A line is a picture's name, or a picture's and a mask's path under the root (/JPEGImages/x.jpg /SegmentationClassAug/x.png).
-        Complains of a name twice, a path that leaves the root, a missing picture; raises InputError for a missing or empty list.
+    def read_entries(self, list_name: str) -> tuple[Entries, list[str]]:
+        """Read a list: one of the dataset's own by its name, any text file by its path, or "tagged" (all pictures with a tag in the tag
+        table) or "masked" (those of them with a mask).
+
+        A line is a picture's name, or the paths of a picture and its mask below the root (/JPEGImages/x.jpg /SegmentationClassAug/x.png).
+        Problems are names that occur twice, paths that leave the root, missing pictures. Raises InputError for a missing or empty list.
         """
-        pictures, masks = (tables.find_files(self.root, patterns, complain) for patterns in (self.spec.pictures, self.spec.masks))
+        pictures, problems = annotations.find_files(self.root, self.spec.pictures)
+        masks, of_masks = annotations.find_files(self.root, self.spec.masks)
+        lines, of_lines = self._read_lines(list_name, masks)
+        problems += of_masks + of_lines
+        rows: dict[str, tuple[str, str, str]] = {}
+        for where, line in lines:
+            try:
+                name, picture, mask = self._find_files(line, pictures, masks)
+                if name in rows:
+                    raise InputError(f"{name} occurs twice; keep one of the lines")
+                rows[name] = (name, picture, mask)
+            except InputError as error:
+                problems.append(f"{where}: {error}")
+        return Entries.of(rows.values()), problems
 
-        def found() -> Iterator[tuple[str, str, str]]:
-            seen = set()
-            for where, line in self._lines(list_name, masks, complain):
-                entry = self._entry(line, where, pictures, masks, complain)
-                if entry and entry[0] in seen:
-                    complain(f"{where}: {entry[0]} stands twice; keep one of the lines")
-                elif entry:
-                    seen.add(entry[0])
-                    yield entry
+    def labels(self, entries: Entries) -> np.ndarray:
+        """Image-level labels (N, K-1) float32 0/1. Raises InputError for the first problem that `read_labels` finds."""
+        return checked(self.read_labels(entries))
 
-        return Entries.of(found())
+    def read_labels(self, entries: Entries) -> tuple[np.ndarray, list[str]]:
+        """Read the image-level labels (N, K-1) float32 0/1; problems are pictures without a tag, and tags that are no classes."""
+        if self._has_table:
+            table, problems = self.tag_table()
+            labels, untagged = table.labels_of(entries.names(), self.root / TAGS)
+            return labels, problems + untagged
+        labels, problems = np.zeros((len(entries), self.num_classes - 1), np.float32), []
+        for i, name in enumerate(entries.names()):
+            path = self.tag_file(name)
+            try:
+                labels[i], unknown = annotations.label_of(annotations.read_annotation(path), self.class_names, str(path))
+                problems += unknown
+                if not unknown and not labels[i].any():
+                    problems.append(f"{path}: picture {name} has no tag; tag it or remove it from the list")
+            except InputError as error:
+                problems.append(str(error))
+        return labels, problems
 
-    def labels(self, entries: Entries, complain: Complain = refuse) -> np.ndarray:
-        """Image-level labels (len(entries), K-1) float32 0/1. Complains of a picture without a tag, and of tags that are no classes."""
-        if not self._has_table:
-            return np.array([self._annotated(name, complain) for name in entries.names()], np.float32)
-        return self.tag_table(complain).labels_of(entries.names(), self.root / TAGS, complain)
+    def tag_table(self) -> tuple[TagTable, list[str]]:
+        """The whole tag table, and its problems. Raises InputError if there is none."""
+        return annotations.read_tags(self.root / TAGS, self.class_names)
 
-    def tag_table(self, complain: Complain = refuse) -> tables.TagTable:
-        """All that the tag table holds. Raises InputError where there is none."""
-        return tables.read_tags(self.root / TAGS, self.class_names, complain)
+    def tag_file(self, name: str) -> Path:
+        """The file that holds a picture's tags."""
+        return self.root / (TAGS if self._has_table else self.spec.annotation.format(name))
 
     def digest(self, entries: Entries, labels: bytes) -> str:
-        """Tells one set of pictures, tags and classes from another: the SHA-256 of their names and of what stands for the labels."""
+        """SHA-256 of the class names, the pictures' names and their labels: it differs if one of them does."""
         names = "\n".join([*self.class_names, "", *entries.names()])
         return hashlib.sha256(names.encode() + labels).hexdigest()
 
@@ -152,66 +220,41 @@ class Dataset:
     def _has_table(self) -> bool:
         return self.spec.annotation is None or os.path.isfile(self.root / TAGS)
 
-    def _annotated(self, name: str, complain: Complain) -> np.ndarray:
-        """(K-1,) uint8 0/1, the classes in a picture's annotation."""
-        path, tags = self.root / self.spec.annotation.format(name), set()
-        try:
-            tags = tables.read_annotation(path)
-            if not tags:
-                raise InputError(f"{path}: picture {name} has no tag; tag it or take it off the list")
-        except InputError as error:
-            complain(str(error))
-        return tables.label_of(tags, self.class_names, str(path), complain)
-
-    def _lines(self, list_name: str, masks: dict[str, str], complain: Complain) -> list[tuple[str, str]]:
-        """(where it stands, line) of a list."""
-        if list_name in (TAGGED, MASKED):
-            table, path = self.tag_table(complain), self.root / TAGS
-            lines = [(f"{path}, line {table.line[row]}", name) for name, row in table.row.items() if table.labels[row].any()]
+    def _read_lines(self, list_name: str, masks: dict[str, str]) -> tuple[list[tuple[str, str]], list[str]]:
+        """(file and line number, text) of the lines of a list, and the problems of the tag table if they come from it."""
+        if list_name not in (TAGGED, MASKED):
+            own = self.root / self.spec.list_file.format(list_name)
+            path = own if "/" not in list_name and os.path.isfile(own) else Path(list_name)
+            lines = annotations.read_lines(path, f"give --list a text file, or the name of a list such as {own}")
             if not lines:
-                raise InputError(f"{path}: no picture has a tag; {self.spec.advice}")
-            lines = [(where, name) for where, name in lines if list_name == TAGGED or name in masks]
-            if not lines:
-                raise InputError(
-                    f"{self.root / self.spec.masks[0].format('*')}: no tagged picture has a mask, so nothing can be evaluated; add some"
-                )
-            return lines
-        path = self._list_path(list_name)
-        lines = [(f"{path}, line {number}", line) for number, line in tables.read_lines(path, "give --list another one")]
+                raise InputError(f"{path}: the list is empty; write one picture name per line")
+            return [(f"{path}, line {number}", line) for number, line in lines], []
+        (table, problems), path = self.tag_table(), self.root / TAGS
+        tagged = [(f"{path}, line {table.line[row]}", name) for name, row in table.row.items() if table.labels[row].any()]
+        lines = [(where, name) for where, name in tagged if list_name == TAGGED or name in masks]
         if not lines:
-            raise InputError(f"{path}: the list is empty; write one picture name a line")
-        return lines
+            wanted = f"a tag and a mask ({self.root / self.spec.masks[0].format('*')})" if tagged else "a tag"
+            raise InputError(f"{path}: no picture has {wanted}; {self.spec.advice}")
+        return lines, problems
 
-    def _list_path(self, list_name: str) -> Path:
-        own = self.root / self.spec.list_file.format(list_name)
-        if not list_name.startswith("/") and ".." not in list_name and os.path.isfile(own):
-            return own
-        if os.path.isfile(list_name):
-            return Path(list_name)
-        looked_for = list_name if "/" in list_name else f"{own}, or a file {list_name}"
-        raise InputError(f"{looked_for}: there is no such list; give --list a name or a text file")
-
-    def _entry(
-        self, line: str, where: str, pictures: dict[str, str], masks: dict[str, str], complain: Complain
-    ) -> tuple[str, str, str] | None:
+    def _find_files(self, line: str, pictures: dict[str, str], masks: dict[str, str]) -> tuple[str, str, str]:
+        """(name, path of the picture, path of the mask) for a line of a list. Raises InputError, without the line number."""
         fields = line.split()
         is_pair = len(fields) == 2 and all("/" in field for field in fields)
-        leaving = next((field for field in (fields if is_pair else [line]) if tables.leaves_folder(field)), None)
-        if leaving:
-            return complain(f"{where}: {leaving} leaves the dataset's folder; write plain picture names")
+        if any(annotations.escapes_folder(text) for text in (fields if is_pair else [line])):
+            raise InputError(f"{line} leaves the dataset's folder; write plain picture names")
         if is_pair:
             picture, mask = (os.path.join(self.root, field.lstrip("/")) for field in fields)
-            name, is_there = tables.plain_name(os.path.basename(picture)), os.path.isfile(picture)
+            name, exists = annotations.plain_name(os.path.basename(picture)), os.path.isfile(picture)
         elif "/" in line:
-            return complain(f"{where}: expected a picture name, or a picture's and a mask's path, not '{line}'; correct the line")
+            raise InputError(f"expected a picture name, or the paths of a picture and a mask, not '{line}'; correct the line")
         else:
-            name = line if line in pictures else tables.plain_name(line)
+            name = line if line in pictures else annotations.plain_name(line)
             picture, mask = (
-                files.get(name) or os.path.join(self.root, usual.format(name))
-                for files, usual in ((pictures, self.spec.pictures[0]), (masks, self.spec.masks[0]))
+                files.get(name) or os.path.join(self.root, pattern.format(name))
+                for files, pattern in ((pictures, self.spec.pictures[0]), (masks, self.spec.masks[0]))
             )
-            is_there = name in pictures
-        if not is_there:
-            types = f" ({', '.join(tables.PICTURE_TYPES)})" if picture.endswith(".*") else ""
-            return complain(f"{where}: there is no picture {picture.removesuffix('.*')}{types}; correct the list or the dataset root")
+            exists = name in pictures
+        if not exists:
+            raise InputError(f"there is no picture {picture}; correct the list or the dataset root")
         return name, picture, mask

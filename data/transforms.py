@@ -1,25 +1,26 @@
-"""From pictures to network input: augmentation and scales on uint8, normalisation last and on the device.
+"""From pictures to network input: augmentation and scales on uint8, normalization last and on the device.
 
 The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .images import IGNORE
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def augment(picture: np.ndarray, resize_long: tuple[int, int], crop_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Resize to a random long side, flip with probability 1/2, crop or pad at a random place.
+    """Resize a picture to a random long side, flip it with probability 1/2, and crop or pad it at a random place.
 
-    picture: (H, W, 3) uint8; resize_long: smallest and largest long side, pixels. Returns the crop (C, C, 3) uint8, zero where
-    padded, and (C, C) bool, True inside the picture.
+    picture: (H, W, 3) uint8; resize_long: smallest and largest long side, pixels.
+    Returns the crop (C, C, 3) uint8, 0 in the padding, and (C, C) bool, True inside the picture.
     """
     scale = rng.integers(resize_long[0], resize_long[1] + 1) / max(picture.shape[:2])
     return _flip_and_crop(resize(picture, scale), crop_size, rng)
@@ -28,15 +29,15 @@ def augment(picture: np.ndarray, resize_long: tuple[int, int], crop_size: int, r
 def augment_pair(
     picture: np.ndarray, label: np.ndarray, scales: tuple[float, float], crop_size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Resize by a random factor, flip with probability 1/2, crop or pad at a random place: a picture together with its label.
+    """Resize a picture and its label by a random factor, flip them with probability 1/2, and crop or pad them at a random place.
 
-    picture: (H, W, 3) uint8; label: (H, W) uint8; scales: smallest and largest factor. Returns the crop (C, C, 3) uint8, zero where
-    padded, (C, C) bool, True inside the picture, and the label's crop (C, C) uint8, 255 where padded.
+    picture: (H, W, 3) uint8; label: (H, W) uint8; scales: smallest and largest factor.
+    Returns as `augment` does, and the label's crop (C, C) uint8, IGNORE in the padding.
     """
     picture = resize(picture, rng.uniform(*scales))
     label = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
     crop, inside = _flip_and_crop(np.dstack([picture, label]), crop_size, rng)
-    return crop[..., :3], inside, np.where(inside, crop[..., 3], np.uint8(255))
+    return crop[..., :3], inside, np.where(inside, crop[..., 3], np.uint8(IGNORE))
 
 
 def _flip_and_crop(picture: np.ndarray, crop_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +52,7 @@ def _flip_and_crop(picture: np.ndarray, crop_size: int, rng: np.random.Generator
 
 
 def _overlap(side: int, crop_size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Where a side of the picture and of the crop meet: the larger one slides under the smaller one at random."""
+    """The part of a picture's side and the part of the crop's side that meet, at a random place."""
     offset = int(rng.integers(abs(side - crop_size) + 1))
     length = min(side, crop_size)
     larger, smaller = slice(offset, offset + length), slice(0, length)
@@ -59,7 +60,7 @@ def _overlap(side: int, crop_size: int, rng: np.random.Generator) -> tuple[slice
 
 
 def resize(picture: np.ndarray, scale: float) -> np.ndarray:
-    """Bicubic, antialiased, to round(scale * side): (H, W, 3) uint8 -> (round(H * scale), round(W * scale), 3) uint8."""
+    """Resize (H, W, 3) uint8 to (round(H * scale), round(W * scale), 3) uint8, at least 1 pixel: bicubic, antialiased."""
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     if (height, width) == picture.shape[:2]:
         return picture
@@ -67,20 +68,15 @@ def resize(picture: np.ndarray, scale: float) -> np.ndarray:
 
 
 def shrink(picture: np.ndarray, max_side: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 whose longer side is at most max_side pixels; 0: any side."""
+    """Shrink a picture (H, W, 3) uint8 until its longer side is at most max_side pixels; 0: never."""
     return resize(picture, min(1.0, max_side / max(picture.shape[:2]))) if max_side else picture
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps (k, h, w) float32 brought to (k, H, W), bilinear: those of a picture that was shrunk."""
+    """Resize maps (k, h, w) float32 of a picture that was shrunk to (k, H, W), bilinear."""
     if maps.shape[1:] == tuple(size):
         return maps
     return F.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)[0].numpy()
-
-
-def pyramid(picture: np.ndarray, scales: Sequence[float]) -> list[torch.Tensor]:
-    """The picture at every scale: (H, W, 3) uint8 -> (3, H', W') uint8 each."""
-    return [to_tensor(resize(picture, scale)) for scale in scales]
 
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
@@ -89,7 +85,7 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 
 
 def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
-    """ImageNet mean and deviation: (B, 3, H, W) uint8 -> float32 in channels_last, 0 where `inside` (B, H, W) is False."""
+    """Normalize (B, 3, H, W) uint8 by ImageNet's mean and deviation -> float32, channels_last, 0 where `inside` (B, H, W) is False."""
     mean, std = _statistics(image.device)
     image = image.contiguous(memory_format=torch.channels_last).float().div_(255).sub_(mean).div_(std)
     return image if inside is None else image.mul_(inside[:, None])
@@ -97,6 +93,6 @@ def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.
 
 @functools.cache
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's mean and deviation, (3, 1, 1) each, copied to a device once: each copy waits for all that a GPU still has to do."""
+    """ImageNet's mean and deviation, (3, 1, 1) each, copied to a device once, as each copy waits for a GPU to finish its work."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std

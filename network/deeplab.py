@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from .resnet import BLOCKS, WIDTHS, ResNetMaps, keep_statistics
+from .resnet import BLOCKS, WIDTHS, ResNetMaps, freeze_batchnorm
 
 HEADS = ("deeplabv2", "deeplabv3")
 NETWORKS = tuple(f"{head}_{backbone}" for head in HEADS for backbone in BLOCKS)
@@ -30,14 +29,14 @@ class MultiRateClassifier(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """A dilated ResNet, which keeps its ImageNet BatchNorm statistics, under DeepLab-v2's classifier or torchvision's DeepLab-v3 head.
+    """A dilated ResNet with frozen BatchNorm statistics under DeepLab-v2's classifier or torchvision's DeepLab-v3 head.
 
-    Under autocast the logits come at lower precision; the loss and the probabilities are computed from them in float32.
+    Under autocast the logits come at lower precision; compute the loss and the probabilities from them in float32.
 
     Args:
         network: one of NETWORKS.
         num_classes: K, background included.
-        output_stride: 8, or 16 for a quarter of the work in layer3 and layer4; the rates of the head follow it.
+        output_stride: 8, or 16 for a quarter of the work in layer3 and layer4; the head's dilation rates follow it.
     """
 
     def __init__(self, network: str, num_classes: int, output_stride: int = 8):
@@ -49,29 +48,16 @@ class DeepLab(nn.Module):
         self.train(self.training)
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], num_classes: int) -> "DeepLab | None":
-        """The network that train_seg.py's arguments tell of; None where they tell of none."""
+    def from_arguments(cls, arguments: Mapping[str, Any], num_classes: int) -> "DeepLab | None":
+        """The network that train_seg.py's arguments name; None where they name none."""
         network, output_stride = arguments.get("network"), arguments.get("output_stride")
         return cls(network, num_classes, output_stride) if network in NETWORKS and output_stride in (8, 16) else None
 
     def train(self, mode: bool = True) -> "DeepLab":
         super().train(mode)
-        keep_statistics(self.backbone)
+        freeze_batchnorm(self.backbone)
         return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised -> class logits (B, K, H / stride, W / stride), rounded up."""
         return self.classifier(self.backbone(image)[-1])
-
-    @torch.no_grad()
-    def segment(self, images: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        """Class probabilities of a picture, the mean over its scales and their mirrors.
-
-        images: (1, 3, H', W') normalised, one a scale; size: (H, W) of what is returned. Returns (K, H, W) float32, of sum 1.
-        """
-        total = 0
-        for image in images:
-            logits = self(torch.cat([image, image.flip(3)])).float()
-            straight, mirrored = F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
-            total = total + straight + mirrored.flip(2)
-        return total / (2 * len(images))

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .losses import IGNORE
 from .resnet import WIDTHS, ResNet50
 from .sipe import add_mirror
 
@@ -23,7 +22,7 @@ DISPLACEMENT_HEADS = ((64, 8, 1), (128, 16, 1), (256, 16, 1), (256, 16, 2), (256
 
 
 class MeanShift(nn.Module):
-    """Takes the mean displacement of the dataset away, at inference."""
+    """Subtracts the dataset's mean displacement at inference."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -36,8 +35,8 @@ class MeanShift(nn.Module):
 class IRN(nn.Module):
     """A frozen ImageNet ResNet-50 under an edge branch and a displacement branch (IRN section 4).
 
-    Names of tensors are those of the authors' irn.pth, which therefore loads as it is. Under autocast both outputs are float32 still, and
-    the losses and the random walk, which start from them, are computed outside of it.
+    Tensors have the names of the authors' irn.pth, which therefore loads as it is. Both outputs are float32, also under autocast; compute
+    the losses and the random walk from them outside of it.
     """
 
     def __init__(self):
@@ -64,7 +63,7 @@ class IRN(nn.Module):
         return [p for name, p in self.named_parameters() if name.startswith("fc_dp")]
 
     def set_mean_displacement(self, mean: torch.Tensor) -> None:
-        """Note the dataset's mean displacement (2,), which forward takes away when the network is not training."""
+        """Set the dataset's mean displacement (2,), which forward subtracts in eval mode."""
         self.fc_dp7[-1].running_mean.copy_(mean)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,8 +87,8 @@ class IRN(nn.Module):
     def find_edges(self, image: torch.Tensor, crop_size: int) -> torch.Tensor:
         """Class boundaries of whole pictures of one size: (B, 3, H, W) normalised -> (B, ceil(H/4), ceil(W/4)) in [0, 1].
 
-        The logits of a picture and of its mirror are averaged. Sides shorter than the training crop are padded to crop_size with
-        0, as in training: group normalisation sees all of its input.
+        The logits of a picture and its mirror are averaged. Sides shorter than the training crop are zero-padded to crop_size, as in
+        training: group normalisation sees all of its input.
         """
         height, width = image.shape[2:]
         padding = (0, max(crop_size - width, 0), 0, max(crop_size - height, 0))
@@ -101,13 +100,15 @@ class IRN(nn.Module):
 class PairSums(NamedTuple):
     """Sums over pairs of cells: of background, of one foreground class, and of two classes; each (3,) or (2,)."""
 
-    affinity: torch.Tensor  # (3,) of minus the log of the probability that the label calls for
+    affinity: torch.Tensor  # (3,) of -log(probability of what the label says)
     displacement: torch.Tensor  # (2,) of the absolute error, both axes; none for pairs of two classes
     count: torch.Tensor  # (3,) pairs
 
 
-def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath]) -> PairSums:
-    """What the inter-pixel losses are means of (IRN section 3.3, equations 2 to 7).
+def sum_over_pairs(
+    logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath], ignore_index: int
+) -> PairSums:
+    """The sums of which the inter-pixel losses are means (IRN section 3.3, equations 2 to 7).
 
     The affinity of a pair is 1 - the strongest edge on the path between its cells. Sources are the cells from which every path
     stays on the grid.
@@ -115,7 +116,7 @@ def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torc
     Args:
         logits: (B, 1, h, w) of edges.
         displacement: (B, 2, h, w), (dy, dx) in cells.
-        label: (B, h, w) class ids, 0 for background; pairs with 255 do not count.
+        label: (B, h, w) class ids, 0 for background; pairs with ignore_index do not count.
         paths: cells (dy, dx), dy >= 0, from destination to source, as tool.random_walk.search_paths makes them.
     """
     height, width = label.shape[1:]
@@ -129,23 +130,23 @@ def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torc
 
     sums, offsets = [], torch.tensor([path[0] for path in paths], device=label.device).view(-1, 2, 1, 1)
     for path, offset in zip(paths, offsets):
-        with torch.no_grad():  # which cell decides; its gradient then needs no copy of the edges for every step of the path
-            strongest, decides = at(edge, *path[0]), at(index, *path[0])
+        with torch.no_grad():  # find the strongest cell first: the gradient then needs no copy of the edges for every step of the path
+            strongest, position = at(edge, *path[0]), at(index, *path[0])
             for cell in path[1:]:
                 candidate = at(edge, *cell)
-                decides = torch.where(candidate > strongest, at(index, *cell), decides)
+                position = torch.where(candidate > strongest, at(index, *cell), position)
                 strongest = torch.maximum(candidate, strongest)
-        affinity = 1 - edge.flatten(1).gather(1, decides.flatten(1)).view(decides.shape)
+        affinity = 1 - edge.flatten(1).gather(1, position.flatten(1)).view(position.shape)
         source, target = at(label, 0, 0), at(label, *path[0])
-        known = (source != IGNORE) & (target != IGNORE)
+        known = (source != ignore_index) & (target != ignore_index)
         background, foreground, different = (
             known & (source == target) & (source == 0),
             known & (source == target) & (source > 0),
             known & (source != target),
         )
-        surprise = -(torch.where(different, 1 - affinity, affinity) + EPSILON).log()
+        cost = -(torch.where(different, 1 - affinity, affinity) + EPSILON).log()
         error = (at(displacement, 0, 0) - at(displacement, *path[0]) - offset * foreground[:, None]).abs().sum(1)
-        parts = [(surprise * kind).sum() for kind in (background, foreground, different)]
+        parts = [(cost * kind).sum() for kind in (background, foreground, different)]
         parts += [(error * kind).sum() for kind in (background, foreground)]
         parts += [kind.sum() for kind in (background, foreground, different)]
         sums.append(torch.stack(parts))
@@ -156,8 +157,9 @@ def sum_over_pairs(logits: torch.Tensor, displacement: torch.Tensor, label: torc
 def inter_pixel_losses(sums: PairSums) -> dict[str, torch.Tensor]:
     """The four losses, each a mean over its own pairs; training adds them with a weight of 1/2 each (IRN equation 8)."""
     background, foreground, negative = sums.affinity / (sums.count + EPSILON)
-    still, towards = sums.displacement / (2 * sums.count[:2] + EPSILON)
-    return {"positive": (background + foreground) / 2, "negative": negative, "dp_foreground": towards, "dp_background": still}
+    dp_background, dp_foreground = sums.displacement / (2 * sums.count[:2] + EPSILON)
+    positive = (background + foreground) / 2
+    return {"positive": positive, "negative": negative, "dp_foreground": dp_foreground, "dp_background": dp_background}
 
 
 def _head(width: int, out: int, groups: int, scale: int) -> nn.Sequential:
@@ -168,6 +170,6 @@ def _head(width: int, out: int, groups: int, scale: int) -> nn.Sequential:
 
 
 def _join(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate maps of one stride, cut to the first one's size: upsampling may have made a row or column too many."""
+    """Concatenate maps of one stride, cut to the size of the first: upsampling may add a row or column."""
     height, width = maps[0].shape[2:]
     return torch.cat([one[:, :, :height, :width] for one in maps], 1)

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 
 from .prototypes import peak_normalize
 
-IGNORE = 255  # the label of pixels that have none
-
 
 def classification_loss(score: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Multi-label soft-margin loss: score (B, K-1) logits, label (B, K-1) 0/1 -> scalar (SIPE section 3.1)."""
@@ -24,20 +22,22 @@ def consistency_loss(cam: torch.Tensor, is_cam: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(peak_normalize(is_cam), cam)
 
 
-def segmentation_loss(logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of the pixels that have a label, as its sum and the sum of their weights: so the mean can be taken over processes.
+def segmentation_loss(
+    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of the labelled pixels, as its sum and the sum of their weights: so the mean can be taken over processes.
 
-    logits (B, K, h, w), brought to the size of label (B, H, W) uint8 class ids, 255 ignored; weight (K,) of each class -> two scalars.
+    logits (B, K, h, w), resized to label (B, H, W) uint8 class ids or ignore_index; weight (K,) of each class -> two scalars.
     """
     logits = F.interpolate(logits.float(), label.shape[1:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, label.long(), weight, ignore_index=IGNORE, reduction="sum")
-    return total, weight[label[label != IGNORE].long()].sum()
+    total = F.cross_entropy(logits, label.long(), weight, ignore_index=ignore_index, reduction="sum")
+    return total, weight[label[label != ignore_index].long()].sum()
 
 
 def class_weights(counts: torch.Tensor, balance: float) -> torch.Tensor:
-    """Weights of classes of which there are so many pixels, counts (K,) -> (K,) float32: 1 / share ** balance, of mean 1 over the pixels.
+    """Class weights from the pixels of each class: counts (K,) -> (K,) float32, 1 / share ** balance, of mean 1 over the pixels.
 
-    balance 0 weighs all pixels the same, 1 all classes. A class without pixels has weight 0.
+    balance 0 weighs all pixels alike, 1 all classes. A class without pixels has weight 0.
     """
     share = counts.double() / counts.sum()
     weight = torch.where(share > 0, share**-balance, 0)

@@ -10,7 +10,7 @@ from .prototypes import activate, add_background, locate_seeds, peak_normalize, 
 from .resnet import WIDTHS, ResNet50
 
 SIDE_WIDTHS = (128, 128, 256, 256)
-PIXELS_OF_A_PAIR = 640 * 480  # of an image at most, that it goes through the network together with its mirror; larger ones fill it alone
+MAX_PAIR_PIXELS = 640 * 480  # larger images and their mirrors go through the network one after the other: half the memory
 
 
 class Localization(NamedTuple):
@@ -25,8 +25,8 @@ class Localization(NamedTuple):
 class SIPE(nn.Module):
     """ResNet-50 classifier with side branches, and the prototypes between its two kinds of map (SIPE figure 2).
 
-    Under autocast the convolutions alone run at lower precision. What follows them, from the division by norms in `describe` on, is
-    computed in float32 from their results: hierarchical feature, maps, seeds, prototypes and scores.
+    Under autocast only the convolutions run at lower precision. Hierarchical feature, maps, seeds, prototypes and scores are computed
+    from their results in float32.
 
     Args:
         num_classes: K, background included (VOC 21, COCO 81).
@@ -49,7 +49,7 @@ class SIPE(nn.Module):
         return [p for p in self.resnet50.parameters() if p.requires_grad]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The classifier and the side branches: they start from nothing and take ten times the learning rate."""
+        """The classifier and the side branches: they start from random weights and take ten times the learning rate."""
         return [p for name, p in self.named_parameters() if not name.startswith("resnet50.")]
 
     def forward(self, image: torch.Tensor, label: torch.Tensor, inside: torch.Tensor) -> Localization:
@@ -57,7 +57,7 @@ class SIPE(nn.Module):
 
         image (B, 3, H, W) normalised, 0 in the padding; label (B, K-1) 0/1; inside (B, H, W) 0/1, 0 in the padding.
         """
-        logits, layer4, features = self.describe(image)
+        logits, layer4, features = self.forward_features(image)
         valid = label_mask(label) * F.interpolate(inside[:, None].float(), logits.shape[2:], mode="nearest")
         cam = general_cam(logits) * valid
         seeds = locate_seeds(cam, layer4.detach(), valid)
@@ -68,37 +68,37 @@ class SIPE(nn.Module):
     def localize(self, image: torch.Tensor, label: torch.Tensor) -> Localization:
         """Inference form: whole pictures of one size with their mirrors, seeds by the hierarchical feature's resemblance.
 
-        image (B, 3, H, W) normalised; label (B, K-1) 0/1. The label does not mask the CAM here: absent classes, too, take
-        part in the background's 1 - max and compete for cells, and a cell won by an absent class belongs to nobody.
+        image (B, 3, H, W) normalised; label (B, K-1) 0/1. The label does not mask the CAM here: absent classes also take part
+        in the background's 1 - max and compete for cells, and a cell won by an absent class belongs to nobody.
         """
-        logits, features = self._describe_twice(image)
+        logits, features = self._forward_mirrored(image)
         cam = general_cam(logits)
         seeds = locate_seeds(cam, features, label_mask(label))
         is_cam = activate(pool_prototypes(seeds, features), features)
         return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
 
-    def _describe_twice(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits and hierarchical feature of pictures and their mirrors, added; large ones and their mirrors take turns."""
+    def _forward_mirrored(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits and hierarchical feature of pictures, plus those of their mirrors mirrored back."""
         both = [image, image.flip(3)]
-        turns = [torch.cat(both)] if image[0, 0].numel() <= PIXELS_OF_A_PAIR else both
-        logits, _, features = zip(*(self.describe(images) for images in turns))
+        batches = [torch.cat(both)] if image[0, 0].numel() <= MAX_PAIR_PIXELS else both
+        logits, _, features = zip(*(self.forward_features(images) for images in batches))
         return add_mirror(torch.cat(logits).float()), add_mirror(torch.cat(features))
 
-    def describe(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).
 
         The last is float32, also under autocast.
         """
         _, *layers = self.resnet50(image)
         grid = layers[2].shape[2:]
-        sides = [describe_cells(getattr(self, f"side{i}"), layer.detach(), grid) for i, layer in enumerate(layers, 1)]
+        sides = [side_features(getattr(self, f"side{i}"), layer.detach(), grid) for i, layer in enumerate(layers, 1)]
         return self.classifier(layers[3]), layers[3], torch.cat(sides, 1)
 
 
-def describe_cells(side: nn.Conv2d, layer: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-    """A side branch: (B, D, H, W) -> (B, D', h, w) float32, each cell of unit length and then brought bilinearly to the grid (h, w).
+def side_features(side: nn.Conv2d, layer: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """A side branch: (B, D, H, W) -> (B, D', h, w) float32, each cell divided by its norm, then resized bilinearly to the grid (h, w).
 
-    Interpolation reads at most 2h x 2w cells (align_corners=False), so no others are described: of layer1 that is a quarter.
+    Interpolation reads at most 2h x 2w cells (align_corners=False), so only these are computed: of layer1 that is a quarter.
     """
     if layer.shape[2:] == grid:
         return unit_cells(side(layer).float())
@@ -110,7 +110,7 @@ def describe_cells(side: nn.Conv2d, layer: torch.Tensor, grid: torch.Size) -> to
 
 
 def _neighbours(cells: int, wanted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear interpolation along a side: (2 * wanted,) the cells before and behind each position, (wanted,) weights of those behind."""
+    """Bilinear interpolation along a side: (2 * wanted,) the cells before and after each position, (wanted,) weights of those after."""
     position = ((torch.arange(wanted, device=device) + 0.5) * (cells / wanted) - 0.5).clamp_min(0)
     before = position.long()
     return torch.cat([before, (before + 1).clamp_max(cells - 1)]), position - before
@@ -130,13 +130,3 @@ def add_mirror(maps: torch.Tensor) -> torch.Tensor:
     """Add the second half of a batch, mirrored back, to the first: (2B, ..., H, W) -> (B, ..., H, W)."""
     straight, mirrored = maps.chunk(2)
     return straight + mirrored.flip(-1)
-
-
-def release_names(name: str) -> list[str]:
-    """Every name that the authors' checkpoints have for one of our tensors; they register their backbone three times."""
-    stages = {"conv1.": "0.0.", "bn1.": "0.1.", **{f"layer{i}.": f"{i}.0." for i in range(1, 5)}}
-    module, rest = name.split(".", 1)
-    if module != "resnet50":
-        return [name, f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}"]
-    stage = next(new + rest[len(old) :] for old, new in stages.items() if rest.startswith(old))
-    return [name, f"stage{stage}", f"backbone.{stage}"]

@@ -10,17 +10,27 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.annotations import read_classes
 from data.images import read_picture
 from data.registry import VOC
-from data.tables import read_classes
 from data.transforms import normalize, to_tensor
 from network.deeplab import DeepLab
-from network.sipe import SIPE, release_names
+from network.sipe import SIPE
 from tool import checkpoint
 
 pytest.register_assert_rewrite("common")
 
 SHARED = Path(os.environ.get("SIPE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def release_names(name: str) -> list[str]:
+    """The names that the authors' checkpoints have for one of our tensors; they register their backbone three times."""
+    stages = {"conv1.": "0.0.", "bn1.": "0.1.", **{f"layer{i}.": f"{i}.0." for i in range(1, 5)}}
+    module, rest = name.split(".", 1)
+    if module != "resnet50":
+        return [name, f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}"]
+    stage = next(new + rest[len(old) :] for old, new in stages.items() if rest.startswith(old))
+    return [name, f"stage{stage}", f"backbone.{stage}"]
 
 
 @pytest.fixture(scope="session")

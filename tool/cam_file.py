@@ -2,12 +2,10 @@
 
 RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the picture;
 `is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16.
-The full-size maps are made on loading: they are only sums of these grids, upsampled, and more than 100 times as large.
+Full-size maps are made on loading: they are sums of these grids, upsampled, and more than 100 times as large.
 """
 
 import functools
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from errors import InputError
+from network.prototypes import peak_normalize
 
-from . import files
-from .files import atomic_write
+from .outputs import SETTINGS, atomic_write, read_json
 
-EPSILON = 1e-5
+KINDS = ("is_cam", "cam")
 _MAKE_BOTH = "run make_cam.py --overwrite --maps is_cam cam"
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,8 @@ class CamFile:
         return maps
 
     def label(self, kind: str) -> np.ndarray:
-        """(H, W) uint8 class ids: the strongest of the maps of a kind, their own background map included."""
-        first, *others = self.maps(kind)
-        strongest, label = first.copy(), np.full(self.size, self.keys[0], np.uint8)
-        for key, activation in zip(self.keys[1:], others):  # half the time of argmax
-            label[activation > strongest] = key
-            np.maximum(strongest, activation, out=strongest)
-        return label
+        """(H, W) uint8 class ids: the strongest of the maps of a kind, its own background map included."""
+        return self.keys.astype(np.uint8)[self.maps(kind).argmax(0)]
 
 
 def path_of(run_dir: Path, name: str) -> Path:
@@ -59,30 +51,28 @@ def path_of(run_dir: Path, name: str) -> Path:
     return run_dir / "cam" / f"{name}.npz"
 
 
-def settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """How the maps of a run were made. Raises InputError where there are none, or where they are of other classes than the dataset's."""
-    path = run_dir / "cam/settings.json"
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: there are no maps; correct --run_dir or run make_cam.py first")
+def read_settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """How the maps of a run were made. Raises InputError where there are none, or where their classes are not the dataset's."""
+    path = run_dir / "cam" / SETTINGS
     if not path.is_file():
-        raise InputError(f"{path}: is missing, so nobody knows how the maps beside it were made; move them away and run make_cam.py")
-    content = files.read_json(path)
-    if not content.get("maps") or not set(content["maps"]) <= {"is_cam", "cam"}:
-        raise InputError(f"{path}: does not say which maps there are; run make_cam.py --overwrite")
-    if content.get("class_names") != list(class_names):
-        raise InputError(f"{path}: the maps are of other classes than the dataset's; use the --dataset that they were made with")
-    return content
+        raise InputError(f"{path}: there are no maps of make_cam.py here; correct --run_dir or run make_cam.py first")
+    settings = read_json(path)
+    if not settings.get("maps") or not set(settings["maps"]) <= set(KINDS):
+        raise InputError(f"{path}: does not name the kinds of map; run make_cam.py --overwrite")
+    if settings.get("class_names") != list(class_names):
+        raise InputError(f"{path}: the maps have other classes than the dataset; use the --dataset that they were made with")
+    return settings
 
 
-def check(run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """`settings`, once every picture has a CAM file with this kind of map. Raises InputError where one has not."""
-    content = settings(run_dir, class_names)
-    if kind not in content["maps"]:
+def require(run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """`read_settings`, once every picture has a CAM file with maps of this kind. Raises InputError where one has not."""
+    settings = read_settings(run_dir, class_names)
+    if kind not in settings["maps"]:
         raise InputError(f"{run_dir / 'cam'}: holds no {kind} maps; {_MAKE_BOTH}")
     missing = next((path for path in (path_of(run_dir, name) for name in names) if not path.is_file()), None)
     if missing:
         raise InputError(f"{missing}: no such CAM file; run make_cam.py on this list first")
-    return content
+    return settings
 
 
 def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) -> torch.Tensor:
@@ -92,18 +82,15 @@ def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) 
     general CAMs are not: their own background already fits them.
     """
     device, (height, width) = grids[0].device, size
-    rows = torch.cat([_weights(grid.shape[1], height, device) @ grid.float() for grid in grids], 2)
-    columns = torch.cat([_weights(grid.shape[2], width, device) for grid in grids], 1)
+    rows = torch.cat([_interpolation(grid.shape[1], height, device) @ grid.float() for grid in grids], 2)
+    columns = torch.cat([_interpolation(grid.shape[2], width, device) for grid in grids], 1)
     total = rows @ columns.T
-    return total.div_(total.amax((1, 2), keepdim=True) + EPSILON if normalize else len(grids))
+    return peak_normalize(total) if normalize else total / len(grids)
 
 
 @functools.lru_cache(maxsize=32)  # a picture takes eight, of 0.1 MB each in VOC and of 8 MB where a side has 4,000 pixels
-def _weights(cells: int, pixels: int, device: torch.device) -> torch.Tensor:
-    """(pixels, cells) the weights of bilinear interpolation along one side (align_corners=False).
-
-    As it is separable, two products bring a map to its size, and one of them serves all scales: five times as fast as resizing each.
-    """
+def _interpolation(cells: int, pixels: int, device: torch.device) -> torch.Tensor:
+    """(pixels, cells) the weights of bilinear interpolation along one side (align_corners=False)."""
     return F.interpolate(torch.eye(cells, device=device)[None], pixels, mode="linear", align_corners=False)[0].T
 
 
@@ -115,39 +102,26 @@ def save(
     cam: Sequence[np.ndarray] = (),
     dtype: type = np.float16,
 ) -> None:
-    """Write a CAM file whole or not at all; is_cam and cam: (k, h, w) in [0, 1] a scale."""
+    """Write a CAM file; is_cam and cam: (k, h, w) in [0, 1] a scale."""
     grids = {f"{kind}_{i}": grid.astype(dtype) for kind, maps in (("is_cam", is_cam), ("cam", cam)) for i, grid in enumerate(maps)}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
 
 
-def is_complete(path: Path, keys: np.ndarray) -> bool:
-    """Whether a whole CAM file of these class ids lies there; a cut one has lost its table of contents, which stands at the end."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return "size" in arrays.files and np.array_equal(arrays["keys"], keys)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, EOFError, *_ZIP_ERRORS):
-        return False
-
-
 def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int] | None = None) -> CamFile:
     """Read a CAM file into full-size maps.
 
-    Raises InputError for a missing, cut or foreign file (nothing in it is ever executed), and, where num_classes or the picture's
-    (H, W) are given, for one that holds other classes or is of another size.
+    Raises InputError for a missing, damaged or foreign file (nothing in it is ever executed), and, where num_classes or the picture's
+    (H, W) are given, for one with other classes or another size.
     """
     path = Path(path)
     try:
-        if path.is_file() and not zipfile.is_zipfile(path):
-            raise ValueError("it is cut or something else")
         with np.load(path, allow_pickle=False) as arrays:
             keys, own_size = _read_keys(arrays["keys"]), tuple(int(side) for side in arrays["size"])
-            maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in ("is_cam", "cam")}
+            maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in KINDS}
     except FileNotFoundError:
         raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RuntimeError, *_ZIP_ERRORS) as error:
+    except Exception as error:  # a damaged zip or array raises nearly anything
         raise InputError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
     if num_classes is not None and keys.max() >= num_classes:
         raise InputError(f"{path}: holds class {keys.max()}, the dataset has 0..{num_classes - 1}; use the --dataset that it was made with")

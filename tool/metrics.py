@@ -1,18 +1,29 @@
-"""Segmentation metrics from a streaming confusion matrix."""
+"""Segmentation metrics from streaming confusion matrices, and the tables and charts that evaluations share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-IGNORE = 255
-MOST_COUNTED = 2**24  # pixels at a time: OpenCV's counts are float32
+from data.images import read_picture
+from data.registry import Entry
+
+from . import visualize
+from .context import Context
+from .outputs import parallel_map
+
+MAX_COUNTED = 2**24  # pixels at a time: OpenCV's counts are float32
+NUM_EXTREMES = 4  # best pictures on a contact sheet, and as many of the worst
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pixels: truth, prediction (any shape) uint8 class ids -> (K, K) int64, rows are the truth; 255 in either is ignored."""
     matrix, truth, prediction = np.zeros((num_classes, num_classes), np.int64), truth.ravel(), prediction.ravel()
-    for start in range(0, truth.size, MOST_COUNTED):
-        pair = [values[start : start + MOST_COUNTED] for values in (truth, prediction)]
-        # three times as fast as numpy's bincount
+    for start in range(0, truth.size, MAX_COUNTED):
+        pair = [values[start : start + MAX_COUNTED] for values in (truth, prediction)]
         counts = cv2.calcHist(pair, [0, 1], None, [num_classes, num_classes], [0, num_classes] * 2)
         matrix += counts.astype(np.int64)
     return matrix
@@ -33,10 +44,10 @@ def miou(matrix: np.ndarray) -> float | None:
     return float(np.nanmean(iou(matrix))) if matrix.any() else None
 
 
-def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict:
-    """What is reported of a confusion matrix, ready for JSON; all but the counts in percent.
+def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """All that is reported of a confusion matrix, ready for JSON; everything but the counts in percent.
 
-    A class's IoU, false positive and false negative pixels are shares of its union, and add up to 100.
+    A class's IoU, false positives and false negatives are shares of its union and add up to 100.
     """
 
     def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -51,3 +62,57 @@ def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict:
         "false_negative": by_class(_shares_of_union(matrix, matrix.sum(1) - inter)),
         "confusion": matrix.tolist(),
     }
+
+
+def evaluate(
+    compare: Callable[[Any], tuple[str, dict[str, np.ndarray]]], entries: Sequence[Any], context: Context, num_workers: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Compare every entry with its truth: compare(entry) -> (name, a matrix of counts of each kind).
+
+    Returns the sum of each kind's matrices and each picture's mIoU of its first kind, over all processes. Pictures without a scored
+    pixel have no mIoU.
+    """
+    totals, scores = {}, {}
+    results = parallel_map(compare, context.shard(entries), num_workers)
+    for name, matrices in tqdm(results, desc="evaluation", unit="picture", disable=not context.is_main):
+        totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in matrices.items()}
+        score = miou(next(iter(matrices.values())))
+        if score is not None:
+            scores[name] = score
+    parts = context.all_gather_object((totals, scores))
+    kinds = dict.fromkeys(kind for part, _ in parts for kind in part)
+    totals = {kind: sum(part[kind] for part, _ in parts if part) for kind in kinds}
+    return totals, {name: value for _, part in parts for name, value in part.items()}
+
+
+def print_table(heading: str, columns: dict[str, dict[str, float | None]], more: dict[str, Sequence[float | None]]) -> None:
+    """Print one line a class (column title -> class name -> value in percent), and more lines with a value a column."""
+    print(f"\n{heading}")
+    print(f"{'%':<18}" + "".join(f"{title:>18}" for title in columns))
+    lines = [(name, [column[name] for column in columns.values()]) for name in next(iter(columns.values()))]
+    for line, values in [*lines, *more.items()]:
+        print(f"{line:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values))
+
+
+def draw_chart(columns: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
+    """Write a PNG with one group of bars a class."""
+    series = {name: [np.nan if value is None else value for value in column.values()] for name, column in columns.items()}
+    visualize.bar_chart(series, list(next(iter(columns.values()))), title, path)
+
+
+def draw_sheet(
+    scores: dict[str, float], entries: Iterable[Entry], labels_of: Callable[[Entry], list[np.ndarray]], titles: Sequence[str], path: Path
+) -> None:
+    """Write a PNG of the best and the worst pictures by score, each beside its labels (H, W) as overlays; titles: of the labels."""
+    by_name, rows = {entry.name: entry for entry in entries}, []
+    for name in best_and_worst(scores):
+        picture = read_picture(by_name[name].picture, upright=False)
+        overlays = [visualize.overlay(picture, label) for label in labels_of(by_name[name])]
+        rows.append((f"{name}\nmIoU {scores[name]:.1f}", [picture, *overlays]))
+    visualize.contact_sheet(rows, ["picture", *titles], path)
+
+
+def best_and_worst(scores: dict[str, float]) -> list[str]:
+    """The names of the best and the worst pictures, in order."""
+    ranked = sorted(scores, key=lambda name: (-scores[name], name))
+    return ranked if len(ranked) <= 2 * NUM_EXTREMES else ranked[:NUM_EXTREMES] + ranked[-NUM_EXTREMES:]

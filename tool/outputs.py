@@ -1,62 +1,127 @@
-"""The folder that a stage fills with one file a picture: made in one way only, and by many processes at a time."""
+"""What a stage writes: whole files only, and one rule for what is already done.
 
-import argparse
-import collections
+A folder of results holds settings.json: which stage made it, with which settings, from which checkpoint (SHA-256) and which folder.
+A file in it is up to date if it exists and is not older than the files that it was made from.
+"""
+
 import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from errors import InputError
 
-from . import files, stage
+if TYPE_CHECKING:
+    from .context import Context
+
+SETTINGS = "settings.json"
+RESULTS = (".npz", ".png", ".jpg", ".json")
 
 
-def add_flag(parser: argparse.ArgumentParser) -> None:
-    """Give a stage that claims a folder the flag --overwrite."""
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="throw away all files of this stage that are there and make them again (default off)",
-    )
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` to write to; it becomes `path` when the block ends without an error.
 
-
-def claim(folder: Path, maker: str, settings: dict[str, Any], run: stage.Stage, overwrite: bool) -> None:
-    """Note in FOLDER/settings.json which stage makes its files and how; files of other settings must not mix with them.
-
-    overwrite: throw away the files that are there. Raises InputError where they are of other settings, or where the note does not
-    say that they are this stage's: these are never deleted.
+    Raises InputError where the disk refuses (full, read-only, no permission).
     """
-    path, settings = folder / "settings.json", {"made_by": maker, **settings}
-    before, is_empty = files.read_json(path) if path.is_file() else {}, not any(_contents(folder))
-    if before.get("made_by") != maker and not is_empty:
-        raise InputError(f"{path}: does not say that the files beside it are of {maker}.py; use another folder, or move them away")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder; raises InputError where nothing can be written to it."""
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file. Raises InputError where the disk refuses."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for a missing or damaged one."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it and run the stage that writes it again") from None
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file. Raises InputError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); train first or correct the path") from None
+
+
+def is_up_to_date(path: Path, *sources: Path) -> bool:
+    """Whether a file exists and is not older than any of its sources, as make decides."""
+    try:
+        written = path.stat().st_mtime_ns
+        return all(written >= source.stat().st_mtime_ns for source in sources)
+    except OSError:
+        return False
+
+
+def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool) -> None:
+    """Note in FOLDER/settings.json which stage fills the folder and how.
+
+    overwrite: delete the results that are there. Raises InputError for a folder with other settings, and for one that holds files but no
+    settings.json of this stage: somebody else's files are never deleted.
+    """
+    path, settings = folder / SETTINGS, {"made_by": stage, **settings}
+    before = read_json(path) if path.is_file() else {}
+    is_empty = not folder.exists() or all(file.name == SETTINGS or file.suffix == ".tmp" for file in folder.iterdir())
+    if before.get("made_by") != stage and not is_empty:
+        raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed and not is_empty and not overwrite:
-        raise InputError(f"{path}: the files there are of another {' and '.join(changed)}; use another --run_dir, or --overwrite")
-    run.wait()  # nobody writes or deletes before all have looked
-    if run.is_main and overwrite:
-        _empty(folder)
-    if run.is_main and (changed or overwrite):
-        files.write_json(path, settings)
-    run.wait()
+        raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
+    context.barrier()  # all have looked before anybody writes or deletes
+    if context.is_main and (changed or overwrite):
+        if overwrite and not is_empty:
+            _delete_results(folder)
+        write_json(path, settings)
+    context.barrier()
 
 
-def _contents(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("*") if path.suffix in (".npz", ".png"))
-
-
-def _empty(folder: Path) -> None:
+def _delete_results(folder: Path) -> None:
+    """Delete the results of a stage, settings.json last: without it the folder would be somebody else's."""
     try:
-        for path in [*_contents(folder), *folder.glob("settings.json")]:  # the note last: without it they are nobody's
-            path.unlink()
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == SETTINGS):
+            if path.suffix in RESULTS:
+                path.unlink()
     except OSError as error:
-        raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); use another --run_dir") from None
+        raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); choose another folder") from None
+
+
+def unfinished(entries: Sequence[Any], is_done: Callable[[Any], bool], context: "Context") -> list[int]:
+    """The indices of this process's share of the entries that are not done; prints how many there are."""
+    todo = [i for i in context.shard(range(len(entries))) if not is_done(entries[i])]
+    context.print(f"{len(entries)} pictures, {sum(context.all_gather_object(len(todo)))} of them to do, on {context.device}")
+    return todo
 
 
 class _Calls(TorchDataset):
@@ -70,34 +135,14 @@ class _Calls(TorchDataset):
         return self.function(self.items[index])
 
 
-def in_parallel(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> DataLoader:
+def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> DataLoader:
     """Call a function on every item in worker processes (0: in this one); results come as they are ready, in any order.
 
-    A worker that dies ends the whole with an error, instead of leaving it waiting.
+    A killed worker ends the command with an error, where a multiprocessing pool would wait forever.
     """
     workers = min(num_workers, len(items))
-    return DataLoader(_Calls(function, items), batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=workers == 0)
+    return DataLoader(_Calls(function, items), batch_size=None, num_workers=workers, collate_fn=_identity, in_order=workers == 0)
 
 
-def _as_it_is(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
-
-
-@contextlib.contextmanager
-def in_background(function: Callable[..., None], threads: int = 2, most: int = 32) -> Iterator[Callable[..., None]]:
-    """Yield a stand-in for a function that writes a file: it returns at once, and the file is written by a thread.
-
-    An error there is raised by a later call, or at the end of the block. Where `most` files wait, a call waits for the first of them.
-    However the block ends, the files that wait are written first.
-    """
-    waiting = collections.deque()
-
-    def call(*args: Any, **kwargs: Any) -> None:
-        waiting.append(pool.submit(function, *args, **kwargs))
-        while waiting and (waiting[0].done() or len(waiting) > most):
-            waiting.popleft().result()
-
-    with ThreadPoolExecutor(threads) as pool:
-        yield call
-    for written in waiting:
-        written.result()

@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from .files import atomic_write
 from .label_file import palette
+from .outputs import atomic_write
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,0 +1,273 @@
+"""The text files of a dataset: every form that is read, and every bad one named by its file and line."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import annotations
+from data.annotations import PICTURE_TYPES, checked, find_files, read_tags
+from errors import InputError
+
+CLASSES = ("background", "cat", "dog", "potted plant")
+COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+
+
+def write(path: Path, content: str | bytes | None) -> Path:
+    """A file of this content; None: no file."""
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def tree(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def tags_of(path: Path, content: str | bytes) -> tuple[dict[str, list[str]], list[str]]:
+    """What a tag table of this content says, as names of classes, and its problems."""
+    table, problems = read_tags(write(path, content), CLASSES)
+    assert (table.labels.shape, table.labels.dtype) == ((len(table.row), len(CLASSES) - 1), np.uint8)
+    return {name: [CLASSES[1:][i] for i in np.flatnonzero(table.labels[row])] for name, row in table.row.items()}, problems
+
+
+def assert_refused(path: Path, read, *arguments) -> None:
+    with pytest.raises(InputError) as error:
+        read(path, *arguments)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *((f"a{ending}", "a") for ending in (*PICTURE_TYPES, ".JPG", ".Png")),
+        ("  a b\t", "a b"),
+        ("a.b", "a.b"),
+        ("a.b.jpg", "a.b"),
+        ("a.txt", "a.txt"),
+        (".jpg", ".jpg"),
+        (f"{DECOMPOSED}.jpg", COMPOSED),
+        ("", ""),
+    ],
+)
+def test_a_name_is_spelt_in_one_way(text, name):
+    assert annotations.plain_name(text) == name == annotations.plain_name(name)
+
+
+def test_paths_that_escape_their_folder():
+    assert all(map(annotations.escapes_folder, ["..", "../a", "a/../../b", "a/..", "..\\a", "a\\b", "a\0"]))
+    assert not any(map(annotations.escapes_folder, ["a", "a/b", "a..b", "...", "..a/b.."]))
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\n\n b \n", [(1, "a"), (3, "b")]),
+        (b"\xef\xbb\xbfa\r\n\r\nb", [(1, "a"), (3, "b")]),
+        (b"a\r \rb\t\r", [(1, "a"), (3, "b")]),
+        (DECOMPOSED, [(1, COMPOSED)]),
+        ("", []),
+    ],
+)
+def test_lines_keep_their_numbers(tmp_path, content, lines):
+    assert annotations.read_lines(write(tmp_path / "a.txt", content), "fix it") == lines
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("\ufeff\r\n cat \r\n\r\ndog\r\n", ["cat", "dog"]),
+        ("potted plant\ncup, blue\nCat\ncat", ["potted plant", "cup, blue", "Cat", "cat"]),
+        ("\n".join(map(str, range(254))), [*map(str, range(254))]),  # as many as fit into a mask
+    ],
+)
+def test_class_names_follow_the_background(tmp_path, content, names):
+    assert annotations.read_classes(write(tmp_path / "classes.txt", content)) == ("background", *names)
+
+
+MANY = "\n".join(map(str, range(255)))
+BAD_CLASSES = [None, "cat\ndog\n cat\n", f"{COMPOSED}\n{DECOMPOSED}\n", "Background\ncat\n", "cat;dog\n", MANY, "\n \n"]
+
+
+@pytest.mark.parametrize("content", [*BAD_CLASSES, "café".encode("latin-1"), "cat\n".encode("utf-16")])
+def test_bad_class_names_are_refused(tmp_path, content):
+    assert_refused(write(tmp_path / "classes.txt", content), annotations.read_classes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "name,classes\na,cat\nb,cat;dog\n",
+        "a,cat\nb,cat;dog",
+        "Name,Tags\n\na,cat\n\nb,dog;cat\n",
+        b"\xef\xbb\xbfname,classes\r\na,cat\r\nb,cat;dog\r\n",
+        "a.jpg,cat\nb.PNG,cat;dog\n",
+        "a,;cat\nb,cat;;dog;\n",
+        "a,cat ; ;\n\tb,;; cat;dog \n",
+        "name,classes,,\na,cat,,\nb,cat;dog,,\n,,,\n",
+        '"a","cat"\n"b","cat;dog"\n',
+        "a,cat;cat\nb,dog;cat;dog\n",
+    ],
+)
+def test_every_form_of_tag_table_says_the_same(tmp_path, content):
+    assert tags_of(tmp_path / "tags.csv", content) == ({"a": ["cat"], "b": ["cat", "dog"]}, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "tags"),
+    [
+        ("name,classes\n\n", {}),
+        ("a\nb,\nc,;\nd,,\n", {"a": [], "b": [], "c": [], "d": []}),
+        ('"one, two",cat\n"say ""cheese""",dog\n', {"one, two": ["cat"], 'say "cheese"': ["dog"]}),
+        ("my cat.v2,potted plant\na..b,cat\n", {"my cat.v2": ["potted plant"], "a..b": ["cat"]}),
+        ("a,cat\nname,dog\n", {"a": ["cat"], "name": ["dog"]}),  # only the first line is a header
+        (f"{DECOMPOSED}.jpeg,cat\n", {COMPOSED: ["cat"]}),
+    ],
+)
+def test_names_may_hold_almost_anything(tmp_path, content, tags):
+    assert tags_of(tmp_path / "tags.csv", content) == (tags, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("name,classes\na,cat\nb,cow\n", 3),
+        ("a,Cat\n", 1),
+        ("a,background\n", 1),
+        ('a,"cat,dog"\n', 1),
+        ("a,cat\n\na,dog\n", 3),
+        ("a.jpg,cat\na.png,dog\n", 2),
+        (f"{COMPOSED},cat\n{DECOMPOSED},cat\n", 2),
+        ("a,cat,dog\n", 1),
+        ("a,,dog\n", 1),
+        ("a,cat\n,dog\n", 2),
+        ("../a,cat\n", 1),
+        ("..,cat\n", 1),
+        ("a\\b,cat\n", 1),
+        ("/a,cat\n", 1),
+        ('a,"two\nlines"\n', 2),
+        ('"a\x01",cat\n', 1),
+        ("a;cat\n", 1),
+    ],
+)
+def test_a_bad_row_is_one_problem_and_the_others_are_read(tmp_path, content, line):
+    tags, (problem,) = tags_of(tmp_path / "tags.csv", f"{content}last,dog\n")
+    assert tags["last"] == ["dog"]
+    assert problem.startswith(f"{tmp_path / 'tags.csv'}, line {line}: ") and "\n" not in problem
+
+
+def test_all_problems_of_a_table_come_in_order(tmp_path):
+    path = tmp_path / "tags.csv"
+    tags, problems = tags_of(path, "name,classes\na,cat;cow;fox\nb,dog\nb,cat\nc,cat,dog\n../d,cat\ne,dog\n")
+    assert tags == {"a": ["cat"], "b": ["dog"], "e": ["dog"]}
+    assert [problem.split(":")[0] for problem in problems] == [f"{path}, line {line}" for line in (2, 2, 4, 5, 6)]
+    assert "cow" in problems[0] and "fox" in problems[1]
+    with pytest.raises(InputError) as error:
+        checked(read_tags(path, CLASSES))
+    assert str(error.value) == problems[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "a,cat\n".encode("utf-16"), "café,cat\n".encode("latin-1"), b"a," + b"x" * 200_000, b'a,"cat\n' + b"b,dog\n" * 40_000],
+    ids=["missing", "UTF-16", "Latin-1", "an endless field", "an open quote"],
+)
+def test_a_table_that_cannot_be_read_is_refused(tmp_path, content):
+    assert_refused(write(tmp_path / "tags.csv", content), read_tags, CLASSES)
+
+
+def test_a_table_that_is_written_is_read_again(tmp_path):
+    rows = {"b": ["dog", "cat"], "one, two": ["potted plant"], 'say "cheese"': ["cat"], COMPOSED: [], "name": ["dog"]}
+    content = annotations.format_tags(rows.items())
+    assert content.startswith("name,classes\nb,dog;cat\n")
+    assert tags_of(tmp_path / "tags.csv", content) == ({name: sorted(tags, key=CLASSES.index) for name, tags in rows.items()}, [])
+
+
+def test_a_table_labels_pictures_in_the_order_asked_for(tmp_path):
+    path = write(tmp_path / "tags.csv", "a,cat\nb,cat;dog\nc,\nd,potted plant\n")
+    table = checked(read_tags(path, CLASSES))
+    assert table.line == [1, 2, 3, 4]
+    labels, problems = table.labels_of(iter(["d", "b", "a", "b"]), path)
+    assert (labels.tolist(), labels.dtype, problems) == ([[0, 0, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]], np.float32, [])
+    labels, problems = table.labels_of(["c", "a", "unknown"], path)
+    assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert all(problem.startswith(f"{path}: ") and f" {name} " in problem for problem, name in zip(problems, ["c", "unknown"], strict=True))
+    assert table.labels_of([], path)[0].shape == (0, 3)
+    labels, problems = checked(read_tags(write(path, ""), CLASSES)).labels_of(["a"], path)
+    assert labels.tolist() == [[0, 0, 0]] and len(problems) == 1
+
+
+def test_a_label_is_in_the_order_of_the_classes_and_unknown_tags_are_problems():
+    label, problems = annotations.label_of({"potted plant", "cat"}, CLASSES, "here")
+    assert (label.tolist(), label.dtype, problems) == ([1, 0, 1], np.uint8, [])
+    label, problems = annotations.label_of({"fox", "dog", "cow"}, CLASSES, "here")
+    assert label.tolist() == [0, 1, 0]
+    assert all(problem.startswith("here: ") and tag in problem for problem, tag in zip(problems, ["cow", "fox"], strict=True))
+
+
+def test_an_annotation_names_its_objects_and_not_their_parts(tmp_path):
+    objects = "<object><name> cat </name><part><name>head</name></part></object><object><name>dog</name></object>"
+    path = write(tmp_path / "a.xml", f"<annotation><filename>a.jpg</filename>{objects * 2}<object><name/></object></annotation>")
+    assert annotations.read_annotation(path) == {"cat", "dog"}
+    assert annotations.read_annotation(write(path, "<annotation/>")) == set()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "<annotation><object>", *(f"<?xml version='1.0' encoding='{name}'?><annotation/>" for name in ("klingon", "gbk"))],
+)
+def test_a_bad_annotation_is_refused(tmp_path, content):
+    assert_refused(write(tmp_path / "a.xml", content), annotations.read_annotation)
+
+
+ANY, JPG = ["{}.*"], ["images/{}.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "patterns", "result"),
+    [
+        (["images/b.jpg", "images/a.jpg", "images/note.txt", "c.jpg"], JPG, {"a": "images/a.jpg", "b": "images/b.jpg"}),
+        (["images/a.b.jpg", f"images/{DECOMPOSED}.JPG"], JPG, {"a.b": "images/a.b.jpg", COMPOSED: f"images/{DECOMPOSED}.JPG"}),
+        *(([f"a{ending}", "b.txt", "c", "d.mp4"], ANY, {"a": f"a{ending}"}) for ending in (*PICTURE_TYPES, ".JPG", ".Tiff")),
+        (["a.jpg", "._a.jpg", ".b.jpg"], ANY, {"a": "a.jpg"}),
+        (["a.png", "b.PNG", "c.jpg"], ["{}.png"], {"a": "a.png", "b": "b.PNG"}),
+        (["1/a.png", "1/b.png", "2/b.png", "2/c.png"], ["1/{}.png", "2/{}.png"], {"a": "1/a.png", "b": "1/b.png", "c": "2/c.png"}),
+        (["1/a.png", "1/b.png", "2/b.png", "2/c.png"], ["2/{}.png", "1/{}.png"], {"a": "1/a.png", "b": "2/b.png", "c": "2/c.png"}),
+        (["images/a.jpg", "b.jpg"], [*JPG, *ANY], {"a": "images/a.jpg"}),  # the root counts only if nothing else is there
+        (["file.jpg"], ["nowhere/{}.jpg", "file.jpg/{}.jpg", "{}.jpg"], {"file": "file.jpg"}),
+        (["images/folder.jpg/x"], JPG, {}),
+    ],
+)
+def test_files_are_found_by_the_names_of_their_pictures(tmp_path, files, patterns, result):
+    tree(tmp_path, *files)
+    assert find_files(tmp_path, patterns) == ({name: f"{tmp_path}/{file}" for name, file in result.items()}, [])
+
+
+def test_links_count_if_they_lead_to_a_file(tmp_path):
+    tree(tmp_path, "elsewhere/a.jpg", "images/a.txt")
+    (tmp_path / "images/dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "images/link.jpg").symlink_to(tmp_path / "elsewhere/a.jpg")
+    assert list(checked(find_files(tmp_path, JPG))) == ["link"]
+
+
+@pytest.mark.parametrize("twins", [("a.jpg", "a.png"), ("a.JPG", "a.jpg"), (f"{DECOMPOSED}.jpg", f"{COMPOSED}.jpg")])
+def test_two_files_of_one_name_are_a_problem(tmp_path, twins):
+    tree(tmp_path, *(f"images/{twin}" for twin in twins))
+    files, (problem,) = find_files(tmp_path, ["images/{}.*"])
+    assert len(files) == 1
+    assert problem.startswith(f"{tmp_path / 'images'}: ") and all(twin in problem for twin in twins)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InputError) as error:
+        find_files(tmp_path, [f"{'x' * 300}/{{}}.jpg"])
+    assert str(error.value).startswith(f"{tmp_path}/xxx")
+
+
+def test_files_of_other_types_are_found_but_not_in_the_root(tmp_path):
+    tree(tmp_path, "classes.txt", "images/a.jpg", "images/b.heic", "images/Thumbs.db", "masks/a.png", "masks/b.bmp", "masks/._a.png")
+    assert annotations.find_others(tmp_path, ["images/{}.*", "{}.*", "masks/{}.png"]) == ["images/Thumbs.db", "images/b.heic", "masks/b.bmp"]

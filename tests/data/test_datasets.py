@@ -1,0 +1,247 @@
+"""Crops that depend on nothing but their place in the run, batches that a resumed run repeats, whole pictures for inference."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from data.datasets import (
+    LabelledCrops,
+    Pyramid,
+    Pyramids,
+    ResumableBatches,
+    TrainingCrops,
+    by_size,
+    inference_loader,
+    kept_classes,
+    training_loader,
+)
+from data.images import read_picture, to_stored_frame
+from data.registry import Entries, open_dataset
+from errors import InputError
+
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def training_crops(root, seed=15) -> TrainingCrops:
+    dataset = open_dataset("voc", root)
+    entries = dataset.entries("train")
+    return TrainingCrops(entries, dataset.labels(entries), (24, 48), 32, seed)
+
+
+def labelled_crops(root, seed=15) -> LabelledCrops:
+    return LabelledCrops(open_dataset("voc", root).entries("train"), 21, (0.5, 1.0), 48, seed)
+
+
+def one_entry(tmp_path, picture: np.ndarray, mask: np.ndarray, **options) -> Entries:
+    """A picture in RGB and its mask."""
+    Image.fromarray(picture).convert("RGB").save(tmp_path / "a.png", **options)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return Entries.of([("a", str(tmp_path / "a.png"), str(tmp_path / "mask.png"))])
+
+
+def epochs_of(batches: ResumableBatches) -> list[list[int]]:
+    """The indices of each epoch, in order."""
+    items = itertools.chain.from_iterable(batches)
+    return [[index for _, index in group] for _, group in itertools.groupby(items, key=lambda item: item[0])]
+
+
+def test_each_epoch_sees_each_picture_at_most_once_in_its_own_order_and_drops_another_rest():
+    epochs = [epoch for seed in (0, 1) for epoch in epochs_of(ResumableBatches(10, 4, epochs=6, seed=seed))]
+    assert len(epochs) == 12
+    assert all(len(epoch) == len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 12
+    assert set().union(*epochs[:6]) == set(range(10))
+    assert sorted(epochs_of(ResumableBatches(12, 4, epochs=1, seed=0))[0]) == list(range(12))
+    assert list(ResumableBatches(3, 4, epochs=5, seed=0)) == []
+
+
+def test_a_resumed_run_sees_the_tail_of_the_whole_one():
+    whole = list(ResumableBatches(10, 4, epochs=3, seed=7))
+    assert [len(batch) for batch in whole] == [4] * 6
+    for start in range(7):
+        rest = ResumableBatches(10, 4, epochs=3, seed=7, start=start)
+        assert len(rest) == 6 - start
+        assert list(rest) == list(rest) == whole[start:]
+    order = np.random.default_rng((7, 1)).permutation(10)  # seed, epoch: another rule would change every training
+    assert whole[2] == [(1, index) for index in order[:4]] and whole[3] == [(1, index) for index in order[4:8]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_processes_share_out_each_batch(world_size):
+    whole = list(ResumableBatches(10, 4, epochs=2, seed=7))
+    parts = [list(ResumableBatches(10, 4, epochs=2, seed=7, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert shares == [batch[rank::world_size] for rank in range(world_size)]
+
+
+def test_a_crop_is_what_its_picture_and_label_say(fixed_voc):
+    crops = training_crops(fixed_voc)
+    item = crops[0, 1]
+    assert {name: (tuple(value.shape), value.dtype) for name, value in item.items()} == {
+        "image": ((3, 32, 32), torch.uint8),
+        "inside": ((32, 32), torch.bool),
+        "label": ((20,), torch.float32),
+    }
+    assert np.array_equal(item["label"], crops.labels[1]) and not item["image"][:, ~item["inside"]].any()
+    assert len(crops) == 6
+
+
+@pytest.mark.parametrize("crops_of", [training_crops, labelled_crops])
+def test_a_crop_is_repeatable_and_differs_by_epoch_picture_and_seed(fixed_voc, crops_of):
+    crops = crops_of(fixed_voc)
+    assert all(torch.equal(value, crops[2, 1][name]) for name, value in crops[2, 1].items())
+    for other in (crops[3, 1], crops[2, 2], crops_of(fixed_voc, seed=16)[2, 1]):
+        assert not torch.equal(crops[2, 1]["image"], other["image"])
+
+
+@FORKS
+@pytest.mark.parametrize("crops_of", [training_crops, labelled_crops])
+def test_workers_and_resuming_change_nothing(fixed_voc, crops_of):
+    crops = crops_of(fixed_voc)
+
+    def load(num_workers: int, start: int = 0) -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        batches = list(training_loader(crops, ResumableBatches(6, 4, epochs=2, seed=3, start=start), num_workers))
+        assert torch.equal(torch.get_rng_state(), before)  # it is left to the network's dropout
+        return batches
+
+    alone, helped, (resumed,) = load(0), load(1), load(0, start=1)
+    places = list(ResumableBatches(6, 4, epochs=2, seed=3))
+    assert len(alone) == len(helped) == 2
+    for name in alone[0]:
+        assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, helped))
+        assert torch.equal(alone[1][name], resumed[name])
+        assert torch.equal(alone[1][name][2], crops[places[1][2]][name])
+
+
+def test_a_crop_of_a_large_jpeg_shows_what_a_crop_of_the_whole_would(tiny_voc):
+    """Decoded at a quarter; crops are made of up to 48 pixels of it."""
+    crops = training_crops(tiny_voc)
+    path = crops.entries[1].picture
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)
+    large = Image.fromarray(np.dstack([np.tile(ramp, (300, 1)), np.tile(ramp[:300, None], 400), np.full((300, 400), 99, np.uint8)]))
+    large.save(path, quality=95)
+    assert read_picture(path, least_side=2 * crops.resize_long[1]).shape == (75, 100, 3)
+    reduced = [crops[epoch, 1] for epoch in range(4)]
+    large.save(path, format="PNG")
+    for epoch, item in enumerate(reduced):
+        assert torch.equal(item["inside"], crops[epoch, 1]["inside"])
+        assert (item["image"].int() - crops[epoch, 1]["image"].int()).abs().float().mean() < 2
+
+
+def test_small_pictures_are_decoded_in_full(fixed_voc, monkeypatch):
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: pytest.fail("decoded at a reduced size"))
+    assert training_crops(fixed_voc)[0, 1]["image"].shape == (3, 32, 32)
+
+
+def test_a_labelled_crop_shows_what_its_label_says(fixed_voc):
+    crops = labelled_crops(fixed_voc)
+    assert len(crops) == 6
+    for epoch in range(4):
+        item = crops[epoch, 0]
+        assert (item["image"].shape, item["inside"].shape, item["label"].shape) == ((3, 48, 48), (48, 48), (48, 48))
+        assert (item["image"].dtype, item["inside"].dtype, item["label"].dtype) == (torch.uint8, torch.bool, torch.uint8)
+        red, _, blue = item["image"].float()
+        assert item["label"].unique().tolist() == [0, 8, 12, 255]  # background, cat, dog, padding
+        assert ((red - blue)[item["label"] == 8] > 0).float().mean() > 0.9  # drawn in red, the dog in blue, the background in noise
+        assert ((blue - red)[item["label"] == 12] > 0).float().mean() > 0.9
+        assert (item["label"][~item["inside"]] == 255).all() and not item["image"][:, ~item["inside"]].any()
+
+
+@pytest.mark.parametrize(("max_side", "size"), [(64, (24, 32)), (128, (48, 64)), (0, (48, 64))])
+def test_a_large_picture_is_shrunk_before_it_is_scaled(tmp_path, max_side, size):
+    mask = np.repeat(np.array([1, 2], np.uint8), 64)[None].repeat(96, 0)
+    item = LabelledCrops(one_entry(tmp_path, 100 * mask, mask), 3, (0.5, 0.5), 64, seed=0, max_side=max_side)[0, 0]
+    label, inside = item["label"].numpy(), item["inside"].numpy()
+    assert inside.sum() == np.prod(size) and (label[inside] == 1).sum() == np.prod(size) / 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_in_the_stored_frame_is_turned_with_its_picture(tmp_path, orientation):
+    label = np.array([[1, 2, 3], [4, 5, 6]], np.uint8).repeat(8, 0).repeat(8, 1)  # as shown: no turn or mirror of it is alike
+    stored, tags = to_stored_frame(label, orientation), Image.Exif()
+    tags[0x0112] = orientation
+    entries = one_entry(tmp_path, 40 * stored, stored, exif=tags)
+    item = LabelledCrops(entries, 7, (1, 1), 24, seed=0)[0, 0]
+    cropped, inside = item["label"].numpy(), item["inside"].numpy()
+    assert np.array_equal(40 * cropped[inside], item["image"][0].numpy()[inside])
+    assert cropped[inside].reshape(16, 24).tolist() in (label.tolist(), label[:, ::-1].tolist())  # the crop may be flipped
+    pyramid = Pyramids(entries, None, [0.5])[0]
+    assert (pyramid.orientation, pyramid.size, pyramid.images[0].shape) == (orientation, (16, 24), (3, 8, 12))
+    assert np.array_equal(pyramid.picture, 40 * label[..., None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("mask", [None, np.zeros((64, 48), np.uint8), np.full((48, 64), 21, np.uint8)])
+def test_a_mask_that_does_not_fit_is_refused_by_its_path(tiny_voc, mask):
+    crops = labelled_crops(tiny_voc)
+    path = crops.entries[1].mask
+    path.unlink()
+    if mask is not None:
+        Image.fromarray(mask).save(path)
+    with pytest.raises(InputError) as error:
+        crops[0, 1]
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@FORKS
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_inference_sees_whole_pictures_one_at_a_time(fixed_voc, num_workers):
+    dataset = open_dataset("voc", fixed_voc)
+    entries = dataset.entries("train")
+    items = list(inference_loader(Pyramids(entries, dataset.labels(entries), [1.0, 0.5]), num_workers))
+    assert [item.index for item in items] == list(range(6))
+    for item, entry in zip(items, entries):
+        assert [tuple(image.shape) for image in item.images] == [(3, 48, 64), (3, 24, 32)]
+        assert (item.size, item.working_size, item.orientation) == ((48, 64), (48, 64), 1)
+        assert isinstance(item.picture, np.ndarray) and np.array_equal(item.picture, read_picture(entry.picture))
+        assert np.array_equal(item.images[0].permute(1, 2, 0).numpy(), item.picture)
+    assert kept_classes(items[0].label).tolist() == [0, 8, 12]  # background, cat, dog
+    assert kept_classes(items[1].label).tolist() == [0, 12]
+
+
+@pytest.mark.parametrize(("max_side", "sizes"), [(32, [(24, 32), (36, 48)]), (64, [(48, 64), (72, 96)]), (0, [(48, 64), (72, 96)])])
+def test_large_pictures_are_shrunk_for_inference_which_needs_no_labels(fixed_voc, max_side, sizes):
+    pyramids = Pyramids(open_dataset("voc", fixed_voc).entries("train"), None, [1.0, 1.5], max_side)
+    item = pyramids[1]
+    assert [tuple(image.shape[1:]) for image in item.images] == sizes
+    assert (item.size, item.working_size, item.picture.shape) == ((48, 64), sizes[0], (48, 64, 3))
+    assert item.label.shape == (0,) and kept_classes(item.label).tolist() == [0]
+
+
+def sized(*sizes: tuple[int, int]) -> list[Pyramid]:
+    return [Pyramid(index, [], torch.zeros(0), size, size, 1, np.zeros((1, 1, 3), np.uint8)) for index, size in enumerate(sizes)]
+
+
+SMALL, TALL, LARGE = (300, 400), (400, 300), (960, 1280)  # the last has as many pixels as four of 640x480
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "expected"),
+    [
+        ([SMALL, TALL, SMALL, TALL, SMALL], 2, [[0, 2], [1, 3], [4]]),
+        ([SMALL, TALL, SMALL], 1, [[0], [1], [2]]),
+        ([LARGE, SMALL, LARGE, LARGE], 8, [[0, 2], [1], [3]]),  # at the end the rest comes in the order in which its sizes were met
+        ([LARGE, LARGE], 3, [[0], [1]]),
+        ([list(SMALL), SMALL], 2, [[0, 1]]),  # pinning memory makes lists of tuples
+        ([(10, i) for i in range(1, 10)], 2, [[i] for i in range(9)]),
+        ([], 4, []),
+    ],
+)
+def test_pictures_of_one_size_are_grouped(sizes, batch_size, expected):
+    assert [[item.index for item in batch] for batch in by_size(sized(*sizes), batch_size)] == expected
+
+
+def test_few_pictures_wait_and_none_is_lost():
+    items = iter(sized(*((10, 1 + i % 13) for i in range(100))))
+    seen, waiting = [], []
+    for batch in by_size(items, 3):
+        assert len({item.size for item in batch}) == 1 and len(batch) <= 3
+        seen += [item.index for item in batch]
+        waiting.append(100 - items.__length_hint__() - len(seen))
+    assert sorted(seen) == list(range(100))
+    assert 8 <= max(waiting) < 12

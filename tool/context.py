@@ -1,0 +1,256 @@
+"""Where a command runs: its flags, device, processes and precision; and errors in one line."""
+
+import argparse
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data.registry import DATASETS
+from errors import InputError
+
+from .outputs import make_writable
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SCALE = 8
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number from 1 up."""
+    return _number(int, text, lambda value: value >= 1, "a whole number from 1 up")
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: a whole number from 0 up, below 2**32."""
+    return _number(int, text, lambda value: 0 <= value < 2**32, "a whole number from 0 up")
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a number from 0 up."""
+    return _number(float, text, lambda value: 0 <= value < 2**32, "a number from 0 up")
+
+
+def scale(text: str) -> float:
+    """An argparse type: a factor by which pictures are resized."""
+    return _number(float, text, lambda value: 0 < value <= MAX_SCALE, f"a factor above 0, at most {MAX_SCALE}")
+
+
+def _number(kind: type, text: str, is_allowed: Callable[[Any], bool], wanted: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+    return value
+
+
+def command_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring as its help."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def stage_parser(doc: str, device: bool = True, max_workers: int | None = 8) -> argparse.ArgumentParser:
+    """A parser with the flags that all stages share; max_workers: most worker processes that the stage starts by default."""
+    parser = command_parser(doc)
+    parser.add_argument("--dataset", choices=list(DATASETS), default="voc", help="kind of dataset (default voc)")
+    parser.add_argument("--dataset_root", help="folder of the dataset (default ./VOC2012 for voc)")
+    parser.add_argument(
+        "--run_dir",
+        "--session_name",
+        type=Path,
+        help="folder for everything that this run writes; all its stages share it (default runs/DATASET)",
+    )
+    if device:
+        add_device(parser)
+    add_workers(parser, max_workers)
+    return parser
+
+
+def parse_stage(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse the flags of a stage and fill in the defaults that depend on the dataset."""
+    args = parser.parse_args(argv)
+    if args.dataset_root is None and args.dataset != "voc":
+        parser.error(f"--dataset {args.dataset} needs --dataset_root")
+    args.dataset_root = args.dataset_root or "./VOC2012"
+    args.run_dir = args.run_dir or Path("runs") / args.dataset
+    return args
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --amp."""
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "--amp",
+        choices=AMP,
+        default="off",
+        help="precision of the convolutions; seeds, prototypes and losses stay in float32 (default off: float32 as published, "
+        "TF32 on GPUs that have it)",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser, max_workers: int | None = 8) -> None:
+    """Add --num_workers; max_workers: most of them by default."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's processes share a machine
+    parser.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=min(max_workers or cores, cores),
+        help="worker processes that read pictures, for each process of torchrun; 0: the main process reads them "
+        f"(default: one a core{f', at most {max_workers}' if max_workers else ''})",
+    )
+
+
+def add_max_side(parser: argparse.ArgumentParser) -> None:
+    """Add --max_side."""
+    parser.add_argument(
+        "--max_side",
+        type=non_negative_int,
+        default=640,
+        help="shrink larger pictures to this side first, in pixels, so that training and inference see objects at one size; 0: never "
+        "(default 640; no picture of VOC or COCO is larger)",
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    parser.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="delete the files that this command wrote to its output folder and make them again (default off)",
+    )
+
+
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a command runs: its device and precision, and its place among the processes."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    amp: torch.dtype | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a network runs at the precision of --amp."""
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+    def print(self, text: str) -> None:
+        """Print a line on rank 0."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def shard(self, items: Sequence) -> Sequence:
+        """This process's share of a list, without padding or duplicates."""
+        return items[self.rank :: self.world_size]
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        self.all_gather_object(None)
+
+    def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes; it carries no gradient."""
+        value = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.world_size
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The value of every process, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def run_context(args: argparse.Namespace) -> Iterator[Context]:
+    """Choose the device, join torchrun's process group, and make sure that args.run_dir can be written."""
+    processes = world_size()
+    device = choose_device(getattr(args, "device", "cpu"), int(os.environ.get("LOCAL_RANK", 0)))
+    make_writable(args.run_dir)
+    if processes > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    yield Context(device, int(os.environ.get("RANK", 0)), processes, AMP[getattr(args, "amp", "off")])
+    if processes > 1:  # not after an error: the other processes may be waiting for this one
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu, cuda (this process's own GPU) or cuda:N. Raises InputError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not 0 <= device.index < count:  # cuda:1000 wraps below 0
+            raise InputError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu or another number")
+        torch.cuda.set_device(device)
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def cli_main(main: Callable[[], None]) -> int:
+    """Call a script's main and return the exit status: errors that the user can fix are one line and 2, Ctrl-C is 130."""
+    program = Path(sys.argv[0]).name
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; run the same command to resume", file=sys.stderr)
+        return 130
+    except (InputError, MemoryError, RuntimeError) as error:
+        message = _one_line(error)
+        if message is None:
+            raise
+        print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str | None:
+    """The line that tells a user what to fix; None for an error that is ours."""
+    text = str(error)
+    if isinstance(error, InputError):  # a DataLoader worker puts its traceback before the message
+        return text.rsplit("InputError: ", 1)[-1].strip()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
+        return "out of memory; use a smaller --batch_size, --crop_size or --scales"
+    if "DataLoader worker" in text:
+        return "a worker process was killed, perhaps for lack of memory; use a smaller --num_workers"
+    return None

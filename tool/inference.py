@@ -1,0 +1,128 @@
+"""Networks from checkpoints, and what they find in pictures: the Python surface."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from data.annotations import read_classes
+from data.datasets import Pyramid, Pyramids, inference_loader, kept_classes
+from data.registry import COCO, VOC, Entries
+from data.transforms import enlarge, normalize, shrink
+from errors import InputError
+from network.deeplab import DeepLab
+from network.irn import IRN
+from network.resnet import fold_batchnorm
+from network.sipe import SIPE
+
+from . import cam_file, checkpoint, crf
+from .context import Context
+
+MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
+
+
+def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tuple[DeepLab | SIPE, tuple[str, ...]]:
+    """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
+
+    class_names: the dataset's. Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
+    """
+    content = checkpoint.read(path)
+    tensors = content.get("net", content.get("model"))  # the authors' format, or ours
+    if class_names:
+        checkpoint.check_classes(content, class_names, path)
+    class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
+    model = DeepLab.from_arguments(checkpoint.arguments(content), len(class_names)) or SIPE(len(class_names))
+    checkpoint.load_tensors(model, tensors, path)
+    return model, class_names
+
+
+def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
+    """The class names of the authors' checkpoints, which hold none: VOC's or COCO's, by their number."""
+    try:
+        count = len(tensors["classifier.weight"])
+        return next(names for names in map(read_classes, (VOC.classes, COCO.classes)) if len(names) == count + 1)
+    except (KeyError, TypeError, IndexError, StopIteration):
+        raise InputError(f"{path}: names no classes, nor is it the authors'; use a checkpoint of train_seg.py or SIPE") from None
+
+
+def load_irn(path: Path) -> tuple[IRN, int]:
+    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with. Raises InputError otherwise."""
+    content, model = checkpoint.read(path), IRN()
+    checkpoint.load_tensors(model, content.get("model", content), path)
+    return model, checkpoint.arguments(content).get("crop_size", 512)
+
+
+def to_device(model: nn.Module, context: Context) -> nn.Module:
+    """Prepare a network for inference on the device, for good."""
+    return fold_batchnorm(model).to(context.device, memory_format=torch.channels_last)
+
+
+def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> list[tuple[np.ndarray, dict[str, list[torch.Tensor]]]]:
+    """The CAMs of pictures of one size.
+
+    Returns, for each picture, the kept class ids (k,), background first, and each kind of map ("is_cam", "cam"): (k, h, w) in [0, 1] a
+    scale, on the CPU, upright.
+    """
+    label = torch.stack([item.label for item in items]).to(context.device)
+    kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most classes are not worth copying
+    keys = [kept_classes(item.label) for item in items]
+    maps = {kind: [] for kind in cam_file.KINDS}
+    for images in zip(*(item.images for item in items)):  # all pictures at one scale
+        image = normalize(torch.stack(images).to(context.device, non_blocking=True))
+        with context.autocast():
+            out = model.localize(image, label)
+        for kind, scales in maps.items():
+            scales.append(getattr(out, kind)[kept].cpu().split([len(ids) for ids in keys]))
+    return [(ids, {kind: [parts[i] for parts in scales] for kind, scales in maps.items()}) for i, ids in enumerate(keys)]
+
+
+@torch.no_grad()
+def multiscale_probability(model: nn.Module, item: Pyramid, context: Context) -> torch.Tensor:
+    """Class probabilities of a picture by a segmentation network, the mean over scales and mirrors: (K, H, W) at the working size."""
+    total = 0
+    for image in item.images:
+        image = normalize(image[None].to(context.device))
+        with context.autocast():
+            logits = model(torch.cat([image, image.flip(3)])).float()
+        straight, mirrored = F.interpolate(logits, item.working_size, mode="bilinear", align_corners=False).softmax(1)
+        total = total + straight + mirrored.flip(2)
+    return (total / (2 * len(item.images))).cpu()
+
+
+def likely_classes(probability: np.ndarray) -> np.ndarray:
+    """(k,) class ids that matter to a picture, from probabilities (K, H, W): the background, what wins a pixel, what reaches 0.1."""
+    matters = probability.reshape(len(probability), -1).max(1) >= MIN_PROBABILITY
+    matters[[0, *np.unique(probability.argmax(0))]] = True
+    return np.flatnonzero(matters)
+
+
+def segment(model: DeepLab | SIPE, item: Pyramid, max_side: int, use_crf: bool, context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """The class ids (k,) that matter to a picture, and how strongly each pixel belongs to each: (k, H, W) in [0, 1], upright."""
+    picture = shrink(item.picture, max_side) if use_crf else None
+    if isinstance(model, SIPE):
+        keys, maps = multiscale_cams(model, [item], context)[0]
+        maps = cam_file.fuse(maps["is_cam"], item.working_size, normalize=True).numpy()
+        if use_crf:
+            maps = crf.refine_label(picture, maps.argmax(0), len(maps))
+    else:
+        maps = multiscale_probability(model, item, context).numpy()
+        keys = likely_classes(maps)
+        maps = maps[keys]
+        if use_crf:
+            maps = crf.refine_maps(picture, maps, **crf.SEGMENTATION)
+    return keys, enlarge(maps, item.size)
+
+
+def segment_all(
+    model: DeepLab | SIPE, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, context: Context
+) -> Iterator[tuple[Pyramid, np.ndarray, np.ndarray]]:
+    """`segment` every picture, under a progress bar; args: scales, max_side, crf, num_workers. labels: (len(entries), K-1), for SIPE."""
+    to_device(model, context)
+    loader = inference_loader(Pyramids(entries, labels, args.scales, args.max_side), args.num_workers, pin_memory=context.is_cuda)
+    for item in tqdm(loader, desc="masks", unit="picture", disable=not context.is_main):
+        yield item, *segment(model, item, args.max_side, args.crf, context)

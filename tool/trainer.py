@@ -1,0 +1,291 @@
+"""The training loop that all training scripts share: flags, optimizer, checkpoints to resume from, logging."""
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data.datasets import LabelledCrops, ResumableBatches, TrainingCrops, training_loader
+from errors import InputError
+
+from . import checkpoint
+from .context import Context, non_negative_float, non_negative_int, positive_int
+
+# a run resumes only with the flags that it began with; a script adds its own
+RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    max_epochs: int,
+    lr_help: str,
+    lr: float | None = 0.1,
+    momentum: float = 1e-4,
+    wt_dec: float = 1e-4,
+) -> None:
+    """Add the flags that all training scripts share; the numbers are their defaults. lr None: the script chooses it."""
+    published = "; the published numbers have practically none" if momentum < 0.01 else ""
+    add = parser.add_argument
+    add(
+        "--list",
+        "--train_list",
+        help="training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)",
+    )
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="resume from the last checkpoint; --no-resume starts over (default: resume)",
+    )
+    add("--seed", type=non_negative_int, default=15, help="seed of weights, order and augmentation (default 15)")
+    add("--batch_size", type=positive_int, default=batch_size, help=f"pictures a step, over all processes (default {batch_size})")
+    add("--max_epochs", "--max_epoches", type=positive_int, default=max_epochs, help=f"passes over the pictures (default {max_epochs})")
+    add("--crop_size", type=positive_int, default=512, help="side of the training crop in pixels, best a multiple of 16 (default 512)")
+    add("--lr", type=non_negative_float, default=lr, help=lr_help if lr is None else f"{lr_help} (default {lr})")
+    add("--momentum", type=non_negative_float, default=momentum, help=f"SGD's momentum{published} (default {momentum})")
+    add("--wt_dec", type=non_negative_float, default=wt_dec, help=f"weight decay (default {wt_dec})")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile the network with torch.compile: takes minutes at the start and a C++ compiler; you may resume with or without it "
+        "(default off)",
+    )
+    add("--save_every", type=non_negative_int, default=500, help="steps between checkpoints within an epoch; 0: none (default 500)")
+    add(
+        "--log_every",
+        "--print_freq",
+        type=positive_int,
+        default=50,
+        help="steps between scalars in TensorBoard; pictures come every tenth time (default 50)",
+    )
+
+
+def check_scale_range(parser: argparse.ArgumentParser, scales: Sequence[float]) -> None:
+    """End with argparse's error where the two numbers of --scales are not in order."""
+    if scales[0] > scales[1]:
+        parser.error("--scales takes the smallest and the largest factor, in this order")
+
+
+def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None:
+    """Raise InputError where the pictures do not fill a batch, or the processes cannot share it."""
+    if pictures < args.batch_size:
+        raise InputError(f"--list {args.list}: {pictures} pictures do not fill a batch; use --batch_size {pictures} or less")
+    if args.batch_size % processes:
+        raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {processes} processes; use one that is")
+
+
+def make_optimizer(
+    backbone: Iterable[nn.Parameter],
+    heads: Iterable[nn.Parameter],
+    lr: float,
+    steps: int,
+    momentum: float,
+    weight_decay: float,
+    fused: bool = True,
+) -> tuple[SGD, LRScheduler]:
+    """SGD with lr for the backbone and ten times lr for the heads, both times (1 - step / steps) ** 0.9.
+
+    fused: one pass over all weights. Not with a GradScaler: PyTorch's fused SGD reads uninitialised momentum where the very first step
+    overflows.
+    """
+    groups = [{"params": list(backbone), "lr": lr}, {"params": list(heads), "lr": 10 * lr}]
+    optimizer = SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    return optimizer, PolynomialLR(optimizer, total_iters=steps, power=0.9)
+
+
+def optimizer_step(
+    loss: torch.Tensor, optimizer: SGD, schedule: LRScheduler, scaler: torch.amp.GradScaler, max_norm: float = math.inf
+) -> torch.Tensor:
+    """Take one step; returns the gradient's norm before it is clipped to max_norm."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_norm)
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.get_scale() >= scale:  # otherwise fp16 overflowed and the optimizer skipped this step
+        schedule.step()
+    return norm
+
+
+class RunFiles(NamedTuple):
+    """Where a training writes."""
+
+    final: Path  # the checkpoint that the next stage reads
+    last: Path  # the checkpoint to resume from, deleted at the end
+    logs: Path  # for TensorBoard
+
+    @classmethod
+    def of(cls, run_dir: Path, name: str) -> "RunFiles":
+        """The files of the training called name ("irn", "seg"); of SIPE's own for the empty name."""
+        ckpt, logs = run_dir / "ckpt", run_dir / "tensorboard"
+        return cls(ckpt / f"{name or 'final'}.pth", ckpt / f"{name}_last.pth".removeprefix("_"), logs / name)
+
+
+class Trainer:
+    """A training from its first step, or from the last checkpoint, to its final checkpoint.
+
+        trainer = Trainer(args, context, files, recipe, class_names, len(entries), model, backbone, heads)
+        for batch in trainer.batches(crops):
+            out = trainer.network(batch["image"])
+            trainer.step(loss(out))
+            trainer.log({"loss": ...})
+        trainer.finish()
+
+    Args:
+        recipe: what must stay the same to resume: flags, and a digest of the pictures and labels; `recipe_of` makes it.
+        class_names: background first, noted in the checkpoints.
+        num_pictures: an epoch is num_pictures // batch_size steps.
+        model: what is saved, under its own names, on the device. `network` is the same model spread over the processes and compiled.
+        backbone, heads: parameters; the heads take ten times the learning rate.
+
+    Raises InputError where the last checkpoint was trained by another recipe.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        context: Context,
+        files: RunFiles,
+        recipe: dict[str, Any],
+        class_names: tuple[str, ...],
+        num_pictures: int,
+        model: nn.Module,
+        backbone: Iterable[nn.Parameter],
+        heads: Iterable[nn.Parameter],
+    ):
+        self.args, self.context, self.files, self.model, self.num_pictures = args, context, files, model, num_pictures
+        self.about = {"arguments": recipe, "class_names": list(class_names)}
+        self.epoch_steps = num_pictures // args.batch_size
+        self.steps = self.epoch_steps * args.max_epochs
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.amp is torch.float16)
+        fused = not self.scaler.is_enabled()
+        self.optimizer, self.schedule = make_optimizer(backbone, heads, args.lr, self.steps, args.momentum, args.wt_dec, fused)
+        self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        self.start = self._resume()
+        self.current = self.start  # steps done, this one included
+        spread = DistributedDataParallel(model) if context.world_size > 1 else model
+        self.network = torch.compile(spread) if args.compile else spread
+        self.logger = SummaryWriter(files.logs, purge_step=self.start + 1) if context.is_main else None
+
+    def _resume(self) -> int:
+        """Restore the last checkpoint, torch's generator included; returns the steps that are done."""
+        if not self.args.resume and self.context.is_main:  # an earlier training's checkpoints must not pass for this one's
+            self.files.last.unlink(missing_ok=True)
+            self.files.final.unlink(missing_ok=True)
+        if not self.args.resume or not self.files.last.is_file():
+            return 0
+        content = _read_own(self.files.last, self.about["arguments"])
+        try:
+            for name, part in self.state.items():
+                part.load_state_dict(content[name])
+            torch.set_rng_state(content["rng"])
+            if self.context.is_cuda:
+                torch.cuda.set_rng_state(content["gpu_rng"])
+            return content["step"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.files.last}: cannot be resumed ({reason}); use --no-resume to start over") from None
+
+    @property
+    def plan(self) -> str:
+        """How long the training is and where it starts, in words."""
+        return f"{self.steps} steps on {self.context.device}" + (f", from step {self.start}" if self.start else "")
+
+    @property
+    def epoch_ends(self) -> bool:
+        return self.current % self.epoch_steps == 0
+
+    def batches(self, crops: TrainingCrops | LabelledCrops) -> Iterator[dict[str, torch.Tensor]]:
+        """The remaining batches on the device, under a progress bar; a checkpoint is saved when the loop's body has run."""
+        args, context = self.args, self.context
+        sampler = ResumableBatches(
+            self.num_pictures, args.batch_size, args.max_epochs, args.seed, self.start, context.rank, context.world_size
+        )
+        loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
+        self.bar = tqdm(loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main)
+        for batch in self.bar:
+            self.current += 1
+            yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
+            if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
+                self._save()
+
+    def step(self, loss: torch.Tensor, max_norm: float = math.inf) -> torch.Tensor:
+        """Take one step; returns the gradient's norm before it is clipped to max_norm."""
+        return optimizer_step(loss, self.optimizer, self.schedule, self.scaler, max_norm)
+
+    def log(self, values: dict[str, torch.Tensor], picture_name: str, picture: Callable[[], np.ndarray]) -> None:
+        """Log the values of a step every --log_every steps, and a picture (H, W, 3) uint8 every tenth time."""
+        if not self.logger or not self._is_due(self.args.log_every):
+            return
+        elapsed = self.bar.format_dict["elapsed"]
+        scalars = {name: value.item() for name, value in values.items()}
+        scalars |= {"lr": self.schedule.get_last_lr()[0], "images/s": (self.current - self.start) * self.args.batch_size / elapsed}
+        self.bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
+        for name, value in scalars.items():
+            self.log_scalar(f"train/{name}", value)
+        if self._is_due(10 * self.args.log_every):
+            self.logger.add_image(f"train/{picture_name}", picture(), self.current, dataformats="HWC")
+
+    def log_scalar(self, name: str, value: float) -> None:
+        if self.logger:
+            self.logger.add_scalar(name, value, self.current)
+
+    def _is_due(self, every: int) -> bool:
+        return self.current == 1 or self.current % every == 0 or self.epoch_ends
+
+    def _save(self) -> None:
+        if not all(weights.isfinite().all() for weights in self.model.parameters()):
+            raise InputError(f"step {self.current}: the weights are not finite any more; start over (--no-resume) with a smaller --lr")
+        if self.context.is_main:
+            progress = {"step": self.current, "rng": torch.get_rng_state()}
+            if self.context.is_cuda:
+                progress["gpu_rng"] = torch.cuda.get_rng_state()
+            checkpoint.save(self.files.last, self.about | progress | {name: part.state_dict() for name, part in self.state.items()})
+
+    def finish(self) -> None:
+        """Save the final checkpoint and delete the one to resume from."""
+        if self.context.is_main:
+            self.logger.close()
+            checkpoint.save(self.files.final, self.about | {"model": self.model.state_dict()})
+            self.files.last.unlink(missing_ok=True)
+        self.context.print(f"wrote {self.files.final}")
+
+
+def recipe_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
+    """What a run keeps to its end: these flags, and the digest of the pictures, labels and classes that it learns from."""
+    return {name: getattr(args, name) for name in flags} | {"digest": digest}
+
+
+def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any], context: Context) -> bool:
+    """Whether the final checkpoint of this recipe exists; then says so. Raises InputError for one of another recipe."""
+    if not args.resume or not files.final.is_file():
+        return False
+    _read_own(files.final, recipe)
+    context.print(f"{files.final} is complete")
+    return True
+
+
+def _read_own(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint that was trained by this recipe. Raises InputError for another one."""
+    content = checkpoint.read(path)
+    before = checkpoint.arguments(content)
+    changed = [name for name, value in recipe.items() if before.get(name) != value]
+    if changed:
+        flags = [f"--{name} {before.get(name)} (now {recipe[name]})" for name in changed if name != "digest"]
+        reason = ", ".join(flags) or "other pictures, tags, labels or classes"
+        raise InputError(f"{path}: was trained with {reason}; use the same again, another --run_dir, or --no-resume")
+    return content
