@@ -1,30 +1,27 @@
 #!/usr/bin/env bash
-# The whole chain on MS COCO 2014: training, localization maps, pseudo labels by the dense CRF (or IRN), a segmentation network and its mIoU on val.
-# What is complete is skipped, what was stopped goes on.
+# MS COCO 2014, from image tags to a segmentation network and its mIoU on val. Finished stages are skipped; the same command resumes.
 #
-#   bash run_coco.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N] [--refine crf|irn] [--from STAGE] [--until STAGE]
-#       [--with STAGE "FLAGS"]...
+#   bash run_coco.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N] [--refine crf|irn] [--from STAGE] [--until STAGE] [--with STAGE FLAGS]...
 #
-# --until eval_seg stops at the pseudo labels, --from train_seg starts there (see README for all stages).
-# --with gives a stage further flags: --with make_cam "--scales 1.0 0.5 --amp bf16"
+# --until eval_seg stops after the pseudo labels, --from train_seg starts there (docs/stages.md lists the stages).
+# --with adds flags to a stage: --with make_cam "--scales 1.0 0.5 --amp bf16"
 set -euo pipefail
-HERE=$PWD
-cd "$(dirname "$0")"
-source tool/chain.sh
+source "$(dirname "$0")/tool/common.sh"
+DATASET_ROOT=./COCO2014 RUN_DIR=runs/coco GPUS=1 REFINE=crf
+read_chain_flags "$@"
+ADVICE="put COCO's zips, or what is in them, into one folder and run python prepare_coco.py --root DIR"
+require "$ADVICE" train2014 train.txt tags.csv masks
+if is_wanted infer_seg || is_wanted eval_seg_pred; then require "$ADVICE" val2014 val.txt; fi
+set_up requirements.txt
 
-DATASET=coco
-DATASET_ROOT=./COCO2014
-RUN_DIR=runs/coco
-GPUS=1
-REFINE=crf
-SEG_EPOCHS=12  # 61,560 steps
-read_arguments "$@"
-
-needed=(train2014 train.txt tags.csv masks)
-if wanted infer_seg || wanted eval_seg_pred; then needed+=(val2014 val.txt); fi
-for below in "${needed[@]}"; do
-    [ -e "$DATASET_ROOT/$below" ] || complain "no $below in $DATASET_ROOT; put COCO's zips or folders there and run python data/prepare_coco.py --root DIR"
-done
-announce "$(wc -l <"$DATASET_ROOT/train.txt")" 100 15
-source tool/environment.sh requirements.txt
-run_stages 1 val
+DATA=(--dataset coco --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
+launch "$GPUS" train_resnet50_SIPE "${DATA[@]}"
+launch "$GPUS" make_cam "${DATA[@]}"
+launch 1 eval_cam "${DATA[@]}"
+if [ "$REFINE" = irn ]; then launch 1 make_ir_labels "${DATA[@]}"; fi
+if [ "$REFINE" = irn ]; then launch "$GPUS" train_irn "${DATA[@]}"; fi
+launch "$REFINE_GPUS" make_seg_labels "${DATA[@]}" --refine "$REFINE"
+launch 1 eval_seg "${DATA[@]}"
+launch "$GPUS" train_seg "${DATA[@]}" --max_epochs 12
+launch "$GPUS" infer_seg "${DATA[@]}" --list val
+launch 1 eval_seg_pred "${DATA[@]}" --list val --label_dir "$RUN_DIR/seg_pred"

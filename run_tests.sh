@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Set up what is missing, then check the style and run the tests. Arguments go to pytest: bash run_tests.sh -k seeds
+# Style and tests. Arguments go to pytest: bash run_tests.sh -k seeds; bash run_tests.sh -m slow runs the slow tests.
 set -euo pipefail
-cd "$(dirname "$0")"
-source tool/environment.sh requirements.txt requirements-dev.txt
+source "$(dirname "$0")/tool/common.sh"
+set_up requirements.txt requirements-dev.txt
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest "$@"
+"$PYTHON" -m ruff format --check .
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # for two processes on two cores
+exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

@@ -1,40 +1,30 @@
 #!/usr/bin/env bash
-# The whole chain on PASCAL VOC 2012: training, localization maps, IRN, pseudo labels, a segmentation network and its mIoU on val. What is complete
-# is skipped, what was stopped goes on.
+# PASCAL VOC 2012, from image tags to a segmentation network and its mIoU on val. Finished stages are skipped; the same command resumes.
 #
-#   bash run_voc.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N] [--refine irn|crf] [--from STAGE] [--until STAGE]
-#       [--with STAGE "FLAGS"]...
+#   bash run_voc.sh [--dataset_root DIR] [--run_dir DIR] [--gpus N] [--refine irn|crf] [--from STAGE] [--until STAGE] [--with STAGE FLAGS]...
 #
-# --until eval_seg stops at the pseudo labels, --from train_seg starts there (see README for all stages).
-# --with gives a stage further flags: --with make_cam "--scales 1.0 0.5 --amp bf16"
+# --until eval_seg stops after the pseudo labels, --from train_seg starts there (docs/stages.md lists the stages).
+# --with adds flags to a stage: --with make_cam "--scales 1.0 0.5 --amp bf16"
 set -euo pipefail
-HERE=$PWD
-cd "$(dirname "$0")"
-source tool/chain.sh
-
-DATASET=voc
-DATASET_ROOT=./VOC2012
-RUN_DIR=runs/voc
-GPUS=1
-REFINE=irn
-SEG_EPOCHS=30  # 19,830 steps
-read_arguments "$@"
-
-missing=0
-needed=(JPEGImages Annotations SegmentationClass ImageSets/Segmentation/train.txt ImageSets/Segmentation/train_aug.txt)
-if wanted infer_seg || wanted eval_seg_pred; then needed+=(ImageSets/Segmentation/val.txt); fi
-for below in "${needed[@]}"; do
-    [ -e "$DATASET_ROOT/$below" ] || [ -e "$DATASET_ROOT/VOC2012/$below" ] || [ -e "$DATASET_ROOT/VOCdevkit/VOC2012/$below" ] || {
-        echo "run_voc.sh: error: no $below in $DATASET_ROOT (nor in VOC2012 or VOCdevkit/VOC2012 below it)" >&2
-        missing=1
-    }
+source "$(dirname "$0")/tool/common.sh"
+DATASET_ROOT=./VOC2012 RUN_DIR=runs/voc GPUS=1 REFINE=irn
+read_chain_flags "$@"
+for below in VOC2012 VOCdevkit/VOC2012; do
+    if [ ! -d "$DATASET_ROOT/JPEGImages" ] && [ -d "$DATASET_ROOT/$below/JPEGImages" ]; then DATASET_ROOT=$DATASET_ROOT/$below; fi
 done
-if [ $missing = 1 ]; then
-    cat >&2 <<'HELP'
-python data/prepare_voc.py --root DIR --download gets all of it (VOCtrainval_11-May-2012.tar and SBD) and makes train_aug.txt; without --download it
-takes archives that are already in DIR. Then give --dataset_root DIR.
-HELP
-    exit 2
-fi
-source tool/environment.sh requirements.txt
-run_stages 1 val
+ADVICE="python prepare_voc.py --root DIR [--download] makes it from the archives of VOC 2012 and SBD"
+require "$ADVICE" JPEGImages Annotations SegmentationClass ImageSets/Segmentation/{train,train_aug}.txt
+if is_wanted infer_seg || is_wanted eval_seg_pred; then require "$ADVICE" ImageSets/Segmentation/val.txt; fi
+set_up requirements.txt
+
+DATA=(--dataset voc --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
+launch "$GPUS" train_resnet50_SIPE "${DATA[@]}"
+launch "$GPUS" make_cam "${DATA[@]}"
+launch 1 eval_cam "${DATA[@]}"
+if [ "$REFINE" = irn ]; then launch 1 make_ir_labels "${DATA[@]}"; fi
+if [ "$REFINE" = irn ]; then launch "$GPUS" train_irn "${DATA[@]}"; fi
+launch "$REFINE_GPUS" make_seg_labels "${DATA[@]}" --refine "$REFINE"
+launch 1 eval_seg "${DATA[@]}"
+launch "$GPUS" train_seg "${DATA[@]}" --max_epochs 30
+launch "$GPUS" infer_seg "${DATA[@]}" --list val
+launch 1 eval_seg_pred "${DATA[@]}" --list val --label_dir "$RUN_DIR/seg_pred"

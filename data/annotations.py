@@ -4,6 +4,7 @@ Readers of many rows return (rows, problems), a line of text for each problem, s
 """
 
 import csv
+import functools
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from errors import InputError
 PICTURE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_CLASSES = 254  # besides the background and the ignore label 255
 
+composed = functools.partial(unicodedata.normalize, "NFC")  # to Unicode's composed form: what looks the same is the same
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")  # line breaks and other characters that no name contains
 
 
@@ -36,11 +38,6 @@ def plain_name(text: str) -> str:
     name = composed(text.strip())
     stem, ending = os.path.splitext(name)
     return stem if ending.lower() in PICTURE_TYPES else name
-
-
-def composed(text: str) -> str:
-    """Text in Unicode's composed form, so that what looks the same is the same."""
-    return unicodedata.normalize("NFC", text)
 
 
 def escapes_folder(text: str) -> bool:

@@ -42,9 +42,7 @@ def read_picture(path: Path, upright: bool = True, least_side: int | None = None
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
     except _UNREADABLE as error:
-        raise InputError(
-            f"{path}: not a readable picture ({getattr(error, 'strerror', None) or error}); replace it or list others"
-        ) from None
+        raise InputError(f"{path}: unreadable picture ({getattr(error, 'strerror', None) or error}); replace it or list others") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -94,7 +92,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
             image.load()
             mode, mask = image.mode, np.asarray(image)
     except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable mask ({getattr(error, 'strerror', None) or error}); replace it or list others") from None
+        raise InputError(f"{path}: unreadable mask ({getattr(error, 'strerror', None) or error}); replace it or list others") from None
     if mode not in ("P", "L"):
         raise InputError(f"{path}: a mask holds one class id per pixel (palette or grey PNG), this is {mode}; convert it")
     unknown = (mask >= num_classes) & (mask != IGNORE)

@@ -250,10 +250,8 @@ class Dataset:
             raise InputError(f"expected a picture name, or the paths of a picture and a mask, not '{line}'; correct the line")
         else:
             name = line if line in pictures else annotations.plain_name(line)
-            picture, mask = (
-                files.get(name) or os.path.join(self.root, pattern.format(name))
-                for files, pattern in ((pictures, self.spec.pictures[0]), (masks, self.spec.masks[0]))
-            )
+            picture = pictures.get(name) or os.path.join(self.root, self.spec.pictures[0].format(name))
+            mask = masks.get(name) or os.path.join(self.root, self.spec.masks[0].format(name))
             exists = name in pictures
         if not exists:
             raise InputError(f"there is no picture {picture}; correct the list or the dataset root")

@@ -106,7 +106,7 @@ class PairSums(NamedTuple):
 
 
 def sum_over_pairs(
-    logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath], ignore_index: int
+    logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath], ignore_index: int = 255
 ) -> PairSums:
     """The sums of which the inter-pixel losses are means (IRN section 3.3, equations 2 to 7).
 

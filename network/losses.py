@@ -23,7 +23,7 @@ def consistency_loss(cam: torch.Tensor, is_cam: torch.Tensor) -> torch.Tensor:
 
 
 def segmentation_loss(
-    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int
+    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of the labelled pixels, as its sum and the sum of their weights: so the mean can be taken over processes.
 

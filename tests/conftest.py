@@ -1,6 +1,7 @@
 """What the tests share: where reference data lies, and a tiny drawn dataset."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,28 @@ def checkpoints(fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     yield {path.stem: path for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
+
+
+@pytest.fixture(scope="session")
+def chain(fixed_voc: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run directory in which every stage of tests/common.py has run; from the inter-pixel labels on, they start from drawn maps.
+
+    The maps of make_cam.py lie in maps/cam beside it, as drawn ones take their place.
+    """
+    from common import STAGES, draw_maps, run_stage
+
+    run_dir = tmp_path_factory.mktemp("chain") / "run"
+    for name in STAGES:
+        run_stage(name, fixed_voc, run_dir, tiny_backbone)
+        if name == "make_cam":
+            shutil.move(run_dir / "cam", run_dir / "maps/cam")
+            draw_maps(fixed_voc, run_dir)
+    yield run_dir
+    shutil.rmtree(run_dir)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """A run directory that goes away with the test: checkpoints are large."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -42,8 +42,16 @@ class CamFile:
         return maps
 
     def label(self, kind: str) -> np.ndarray:
-        """(H, W) uint8 class ids: the strongest of the maps of a kind, its own background map included."""
-        return self.keys.astype(np.uint8)[self.maps(kind).argmax(0)]
+        """(H, W) uint8 class ids: the strongest of the maps of a kind, its own background map included.
+
+        A running maximum over the few maps: with numpy's argmax, eval_cam.py takes 1.1 times as long.
+        """
+        first, *others = self.maps(kind)
+        strongest, label = first.copy(), np.full(self.size, self.keys[0], np.uint8)
+        for key, activation in zip(self.keys[1:], others):
+            label[activation > strongest] = key
+            np.maximum(strongest, activation, out=strongest)
+        return label
 
 
 def path_of(run_dir: Path, name: str) -> Path:
@@ -116,7 +124,7 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged file open
             keys, own_size = _read_keys(arrays["keys"]), tuple(int(side) for side in arrays["size"])
             maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in KINDS}
     except FileNotFoundError:

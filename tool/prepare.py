@@ -30,14 +30,13 @@ MAX_LINES = 10  # problems that are printed one by one
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 
-def prepare_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the flags of all commands that prepare a dataset."""
+def prepare_parser(doc: str, max_workers: int | None) -> argparse.ArgumentParser:
+    """A parser with the flags of all commands that prepare a dataset; max_workers: as in `add_workers`."""
     parser = command_parser(doc)
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset, or of its archives")
-    parser.add_argument(
-        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace lists, tags, masks (default off)"
-    )
-    add_workers(parser, max_workers=None)
+    overwrite = "replace lists, tags and masks that are there (default off)"
+    parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help=overwrite)
+    add_workers(parser, max_workers)
     return parser
 
 
@@ -53,8 +52,7 @@ def download(url: str, path: Path, md5: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download_rest(url, part)
     except (http.client.HTTPException, OSError) as error:
-        cure = "run the same command to resume, or download the file yourself and pass its path"
-        raise InputError(f"{url}: cannot be downloaded ({error}); {cure}") from None
+        raise InputError(f"{url}: cannot be downloaded ({error}); run the same command to resume, or pass a file of yours") from None
     if calculate_md5(str(part)) != md5:
         part.unlink()
         raise InputError(f"{url}: the downloaded file has another MD5 sum than {md5} and was deleted; run the same command again")
@@ -101,9 +99,7 @@ def unpack(path: Path, root: Path, wanted: Callable[[str], Any]) -> None:
         with _open(path) as (sizes, special, read):
             unsafe = special + [name for name in sizes if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir]
             if unsafe:
-                raise InputError(
-                    f"{path}: its member {unsafe[0]} is a link or a device, or lies outside of {root}; get the archive from its source"
-                )
+                raise InputError(f"{path}: its member {unsafe[0]} is a link, a device, or outside of {root}; get the official archive")
             todo, others = {name: size for name, size in sizes.items() if wanted(name)}, []
             if not todo:
                 raise InputError(f"{path}: holds none of the files that are needed; use the official archive")

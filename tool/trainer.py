@@ -1,6 +1,7 @@
 """The training loop that all training scripts share: flags, optimizer, checkpoints to resume from, logging."""
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -179,7 +180,7 @@ class Trainer:
         self.current = self.start  # steps done, this one included
         spread = DistributedDataParallel(model) if context.world_size > 1 else model
         self.network = torch.compile(spread) if args.compile else spread
-        self.logger = SummaryWriter(files.logs, purge_step=self.start + 1) if context.is_main else None
+        self.logger = None  # TensorBoard's, while `batches` runs
 
     def _resume(self) -> int:
         """Restore the last checkpoint, torch's generator included; returns the steps that are done."""
@@ -217,11 +218,13 @@ class Trainer:
         )
         loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
         self.bar = tqdm(loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main)
-        for batch in self.bar:
-            self.current += 1
-            yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
-            if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
-                self._save()
+        logger = SummaryWriter(self.files.logs, purge_step=self.start + 1) if context.is_main else contextlib.nullcontext()
+        with logger as self.logger:
+            for batch in self.bar:
+                self.current += 1
+                yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
+                if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
+                    self._save()
 
     def step(self, loss: torch.Tensor, max_norm: float = math.inf) -> torch.Tensor:
         """Take one step; returns the gradient's norm before it is clipped to max_norm."""
@@ -259,7 +262,6 @@ class Trainer:
     def finish(self) -> None:
         """Save the final checkpoint and delete the one to resume from."""
         if self.context.is_main:
-            self.logger.close()
             checkpoint.save(self.files.final, self.about | {"model": self.model.state_dict()})
             self.files.last.unlink(missing_ok=True)
         self.context.print(f"wrote {self.files.final}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, normalize, resize, shrink, to_tensor
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, normalize, resize, shrink
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -20,10 +20,6 @@ def spans(inside: np.ndarray) -> list[tuple[int, int]]:
     ends = [(int(np.flatnonzero(line)[0]), int(np.flatnonzero(line)[-1]) + 1) for line in (inside.any(1), inside.any(0))]
     assert inside.sum() == np.prod([end - start for start, end in ends])
     return ends
-
-
-def sides(inside: np.ndarray) -> tuple[int, ...]:
-    return tuple(end - start for start, end in spans(inside))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +62,9 @@ def test_maps_are_enlarged_between_their_cells():
     assert enlarge(maps, (1, 2)) is maps
 
 
-def pair(height: int = 40, width: int = 56) -> tuple[np.ndarray, np.ndarray]:
+def pair() -> tuple[np.ndarray, np.ndarray]:
     """Blocks of three class ids, one of them 255, and a picture that shows each in a colour of its own."""
-    blocks = np.random.default_rng(0).integers(0, 3, (height // 8, width // 8)).repeat(8, 0).repeat(8, 1)
+    blocks = np.random.default_rng(0).integers(0, 3, (5, 7)).repeat(8, 0).repeat(8, 1)
     return 255 * np.eye(3, dtype=np.uint8)[blocks], np.array([0, 7, 255], np.uint8)[blocks]
 
 
@@ -78,16 +74,6 @@ def test_a_crop_holds_the_picture_and_zeros(size):
         crop, inside = augment(white(*size), (15, 40), 24, np.random.default_rng(seed))
         assert (crop.shape, crop.dtype, inside.shape, inside.dtype) == ((24, 24, 3), np.uint8, (24, 24), bool)
         assert (crop[inside] == 255).all() and (crop[~inside] == 0).all()
-
-
-def test_the_long_side_takes_every_value_of_its_range():
-    sizes = {sides(augment(white(50, 100), (10, 14), 20, np.random.default_rng(seed))[1]) for seed in range(80)}
-    assert sizes == {(5, 10), (6, 11), (6, 12), (6, 13), (7, 14)}  # 5.5 -> 6 and 6.5 -> 6
-
-
-def test_a_small_picture_is_put_everywhere_up_to_both_ends():
-    corners = {tuple(start for start, _ in spans(augment(white(6, 8), (8, 8), 10, np.random.default_rng(s))[1])) for s in range(150)}
-    assert corners == {(top, left) for top in range(5) for left in range(3)}
 
 
 def test_a_large_picture_is_cut_everywhere_up_to_both_ends_and_half_of_the_time_flipped():
@@ -105,10 +91,8 @@ def test_a_large_picture_is_cut_everywhere_up_to_both_ends_and_half_of_the_time_
     assert corners == {(row, column) for row in range(3) for column in range(7)}
     assert 110 < flips < 190
     assert np.array_equal(picture, before)
-
-
-def test_one_side_may_be_cut_while_the_other_is_padded():
-    assert sides(augment(white(10, 40), (40, 40), 20, np.random.default_rng(0))[1]) == (10, 20)
+    (top, bottom), (left, right) = spans(augment(white(10, 40), (40, 40), 20, np.random.default_rng(0))[1])
+    assert (bottom - top, right - left) == (10, 20)  # one side padded, the other cut
 
 
 @pytest.mark.parametrize(("scales", "crop_size"), [((1.0, 1.0), 24), ((0.5, 1.5), 24), ((0.5, 1.5), 64), ((2.0, 2.0), 48)])
@@ -123,46 +107,17 @@ def test_a_picture_and_its_label_are_cut_alike(scales, crop_size):
         assert not crop[~inside].any() and (label[~inside] == 255).all()
 
 
-def test_half_of_the_pairs_are_flipped_together():
-    (picture, label), flipped = pair(40, 40), 0
-    for seed in range(100):
-        crop, _, cropped = augment_pair(picture, label, (1, 1), 40, np.random.default_rng(seed))
-        step = 1 if np.array_equal(cropped, label) else -1
-        assert np.array_equal(cropped, label[:, ::step]) and np.array_equal(crop, picture[:, ::step])
-        flipped += step == -1
-    assert 30 < flipped < 70
-
-
-def test_the_factor_takes_all_of_its_range_and_is_the_same_for_both_sides():
-    sizes = [sides(augment_pair(*pair(), (0.5, 1.5), 96, np.random.default_rng(seed))[1]) for seed in range(60)]
-    assert all(abs(width - height * 56 / 40) < 1.5 for height, width in sizes)
-    heights = [height for height, _ in sizes]
-    assert 20 <= min(heights) < 25 and 55 < max(heights) <= 60 and len(set(heights)) > 20
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda rng: augment(noise(30, 40), (20, 60), 24, rng),
-        lambda rng: augment_pair(noise(30, 40), noise(30, 40)[..., 0], (0.5, 1.5), 24, rng),
-    ],
-    ids=["augment", "augment_pair"],
-)
-def test_the_same_generator_draws_the_same_crop(draw):
-    first, again, other = (draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again))
-    assert not np.array_equal(first[0], other[0])
-
-
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(10))
 def test_draws_come_in_the_published_order(seed):
-    """Long side, flip, row, column: another order would change every training, and resumed ones halfway."""
-    rng = np.random.default_rng(seed)
-    side, step = int(rng.integers(20, 41)), -1 if rng.random() < 0.5 else 1
-    top, left = (int(rng.integers(41 - side + 1)) for _ in range(2))
-    crop, inside = augment(noise(64, 64), (20, 40), 41, np.random.default_rng(seed))
-    assert spans(inside) == [(top, top + side), (left, left + side)]
-    assert np.array_equal(crop[top : top + side, left : left + side], resize(noise(64, 64), side / 64)[:, ::step])
+    """Size, flip, row, column: another order would change every training, and resumed ones halfway."""
+    drawn = augment(noise(64, 64), (20, 40), 41, np.random.default_rng(seed))
+    pair_drawn = augment_pair(noise(64, 64), noise(64, 64)[..., 0], (0.3, 0.6), 41, np.random.default_rng(seed))
+    for (crop, inside, *_), draw in ((drawn, lambda rng: rng.integers(20, 41) / 64), (pair_drawn, lambda rng: rng.uniform(0.3, 0.6))):
+        rng = np.random.default_rng(seed)
+        picture, step = resize(noise(64, 64), draw(rng)), -1 if rng.random() < 0.5 else 1
+        top, left = (int(rng.integers(41 - len(picture) + 1)) for _ in range(2))
+        assert spans(inside) == [(top, top + len(picture)), (left, left + len(picture))]
+        assert np.array_equal(crop[inside], picture[:, ::step].reshape(-1, 3))
 
 
 def test_normalize_by_hand():
@@ -179,9 +134,3 @@ def test_normalize_is_zero_in_the_padding_and_nowhere_else():
     assert torch.equal(normalized != 0, inside[:, None].expand(2, 3, 1, 2))
     assert normalized.is_contiguous(memory_format=torch.channels_last) and normalized.dtype == torch.float32
     assert (image == 9).all()
-
-
-def test_to_tensor_moves_the_channels_to_the_front():
-    tensor = to_tensor(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
-    assert (tensor.shape, tensor.dtype) == ((3, 2, 2), torch.uint8)
-    assert tensor[1].tolist() == [[1, 4], [7, 10]]

@@ -145,7 +145,7 @@ def test_every_parameter_trains(model):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride):
     with torch.device("meta"):
-        model = DeepLab.of({"network": network, "output_stride": output_stride, "lr": 0.1}, 7)
+        model = DeepLab.from_arguments({"network": network, "output_stride": output_stride, "lr": 0.1}, 7)
     expected = sketch(network, 7, output_stride).state_dict()
     assert {name: value.shape for name, value in model.state_dict().items()} == {name: value.shape for name, value in expected.items()}
     side = 64 // output_stride
@@ -167,57 +167,5 @@ def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride)
         {"network": NETWORKS[0], "output_stride": None},
     ],
 )
-def test_arguments_of_another_training_tell_of_no_network(arguments):
-    assert DeepLab.of(arguments, 7) is None
-
-
-@pytest.mark.parametrize("size", [SIZE, (64, 16), (1, 1)])
-def test_probabilities_are_of_the_size_asked_for_and_of_sum_one(model, size):
-    found = model.segment([torch.randn(1, 3, *SIZE), torch.randn(1, 3, 24, 35)], size)
-    assert (found.shape, found.dtype, found.requires_grad) == ((5, *size), torch.float32, False)
-    assert found.min() >= 0
-    torch.testing.assert_close(found.sum(0), torch.ones(size))
-
-
-@pytest.mark.parametrize("width", [47, 48])
-def test_a_mirrored_picture_has_mirrored_probabilities(model, width):
-    images = [torch.randn(1, 3, 33, width), torch.randn(1, 3, 17, width // 2)]
-    found = model.segment(images, (33, width))
-    torch.testing.assert_close(model.segment([image.flip(3) for image in images], (33, width)), found.flip(2), atol=1e-5, rtol=0)
-    assert (found - found.flip(2)).abs().max() > 1e-3
-
-
-def test_probabilities_are_the_mean_over_the_scales(model):
-    images = [torch.randn(1, 3, *SIZE), torch.randn(1, 3, 17, 24), torch.randn(1, 3, 50, 71)]
-    alone = torch.stack([model.segment([image], SIZE) for image in images])
-    torch.testing.assert_close(model.segment(images, SIZE), alone.mean(0), atol=1e-5, rtol=0)
-    assert (alone[0] - alone[1]).abs().max() > 1e-3
-
-
-class OneMap(nn.Module):
-    """A backbone whose only feature map is the image."""
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        return (image,)
-
-
-def test_probabilities_by_hand():
-    model = sketch("deeplabv2_resnet50", 3)
-    model.backbone, model.classifier = OneMap(), nn.Identity()
-    first, second = (torch.tensor(odds).log().view(1, 3, 1, 1) for odds in ([1.0, 3.0, 4.0], [2.0, 1.0, 1.0]))
-    found = model.segment([first.expand(1, 3, 2, 4), second], (3, 5))
-    expected = torch.tensor([(1 / 8 + 2 / 4) / 2, (3 / 8 + 1 / 4) / 2, (4 / 8 + 1 / 4) / 2])
-    torch.testing.assert_close(found, expected.view(3, 1, 1).expand(3, 3, 5))
-
-
-def test_the_mirror_is_turned_back_by_hand():
-    model = sketch("deeplabv2_resnet50", 2)
-    model.backbone = OneMap()
-    model.classifier = nn.Conv2d(2, 2, (1, 3), padding=(0, 1), bias=False)
-    with torch.no_grad():
-        model.classifier.weight.zero_()[1, 1, 0, 0] = 1  # class 1 is one cell to the right of where the image shows it
-    image = torch.zeros(1, 2, 1, 5)
-    image[0, 1, 0, 2] = math.log(3)
-    found = model.segment([image], (1, 5))
-    expected = torch.tensor([1 / 2, (3 / 4 + 1 / 2) / 2, 1 / 2, (3 / 4 + 1 / 2) / 2, 1 / 2])
-    torch.testing.assert_close(found[1, 0], expected)
+def test_arguments_of_another_training_name_no_network(arguments):
+    assert DeepLab.from_arguments(arguments, 7) is None

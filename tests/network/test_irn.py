@@ -35,7 +35,9 @@ def reference_step(shared, golden, reference_heads):
     """What the network finds on the reference crop, its losses and its gradients."""
     model = IRN().train()
     backbone = checkpoint.read(shared / "weights/resnet50_imagenet_fp16.pth")
-    checkpoint.fill(model, reference_heads | {f"resnet50.{name}": value for name, value in backbone.items()}, "the reference weights")
+    checkpoint.load_tensors(
+        model, reference_heads | {f"resnet50.{name}": value for name, value in backbone.items()}, "the reference weights"
+    )
     logits, displacement = model(normalize(torch.from_numpy(golden["image"]).permute(2, 0, 1)[None]))
     label = torch.from_numpy(golden["label_quarter"].astype(np.int64))[None]
     sums = sum_over_pairs(logits, displacement, label, search_paths(10))
@@ -211,7 +213,7 @@ def test_the_gradient_of_the_losses():
     assert torch.autograd.gradcheck(loss, (logits, displacement), fast_mode=True)
 
 
-def test_the_edge_that_decides_takes_the_whole_gradient():
+def test_the_strongest_edge_takes_the_whole_gradient():
     logits = torch.full((1, 1, 3, 5), -4.0)
     logits[0, 0, 0, 3] = 1.0  # between source and target
     logits.requires_grad_()

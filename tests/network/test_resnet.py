@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck
 
-from network.resnet import BLOCKS, FoldedBottleneck, ResNet50, ResNetMaps, convolve, ready
+from network.resnet import BLOCKS, FoldedBottleneck, ResNet50, ResNetMaps, conv_bn, fold_batchnorm
 
 WIDTH = 8
 
@@ -36,7 +36,7 @@ def test_both_in_one_convolution_with_its_gradients(pair):
     pair.eval()
     image, toward = torch.randn(2, 3, 9, 11, requires_grad=True), torch.randn(2, WIDTH, 5, 6)
     leaves = [image, *pair.parameters()]
-    found, expected = convolve(*pair, image), pair(image)
+    found, expected = conv_bn(*pair, image), pair(image)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for one, other in zip(torch.autograd.grad((found * toward).sum(), leaves), torch.autograd.grad((expected * toward).sum(), leaves)):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -44,7 +44,7 @@ def test_both_in_one_convolution_with_its_gradients(pair):
 
 def test_statistics_that_are_learnt_are_learnt_still(pair):
     image, before = 3 + torch.randn(2, 3, 9, 11), pair[1].running_mean.clone()
-    convolve(*pair.train(), image)
+    conv_bn(*pair.train(), image)
     assert (pair[1].running_mean - before).abs().max() > 0.01
 
 
@@ -58,7 +58,7 @@ def test_a_block_is_torchvisions(downsample):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_network_computes_what_torchvisions_does_also_when_it_is_ready(name):
+def test_a_network_computes_what_torchvisions_does_also_when_it_is_folded(name):
     torch.manual_seed(0)
     network, theirs, image = shaken(ResNetMaps(name)).eval(), get_model(name, weights=None).eval(), torch.randn(1, 3, 40, 56)
     theirs.load_state_dict(network.state_dict(), strict=False)
@@ -66,7 +66,7 @@ def test_a_network_computes_what_torchvisions_does_also_when_it_is_ready(name):
     with torch.no_grad():
         expected = theirs(image)
         folded = network(image)[-1]
-        assert ready(network, torch.device("cpu")) is network
+        assert fold_batchnorm(network) is network
         for found in (folded, network(image)[-1]):
             torch.testing.assert_close(found.flatten(1), expected, atol=1e-5 * expected.max().item(), rtol=0)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

@@ -10,8 +10,9 @@ from network import sipe
 from network.losses import classification_loss, consistency_loss
 from network.prototypes import unit_cells
 from network.resnet import ResNet50
-from network.sipe import SIPE, describe_cells, general_cam, release_names
-from tool import checkpoint, optim
+from network.sipe import SIPE, general_cam, side_features
+from tool import trainer
+from tool.inference import load_network
 
 
 def tiny_batch(size=64):
@@ -33,11 +34,10 @@ def reference_run(shared, release_checkpoint):
     """Four training steps on the reference batch, beside what the authors' program recorded."""
     golden = np.load(shared / "golden/train_step.npz", allow_pickle=False)
     golden = {name: golden[name] for name in golden.files}
-    model = SIPE(21).train()
-    checkpoint.load_model(model, release_checkpoint, tuple(map(str, range(21))), release_names)
+    model = load_network(release_checkpoint)[0].train()
     inside, label = torch.from_numpy(golden["inside"]) > 0, torch.from_numpy(golden["label"])
     image = normalize(torch.from_numpy(golden["image_u8"]).permute(0, 3, 1, 2), inside)
-    optimizer, schedule = optim.poly_sgd(
+    optimizer, schedule = trainer.make_optimizer(
         model.backbone_parameters(), model.head_parameters(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4
     )
     ours = {"cls": [], "gsc": [], "grad_norm": [], "lr": []}
@@ -142,7 +142,7 @@ def test_bf16_autocast_trains(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(image, label, inside)
         loss = classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)
-        logits, _, features = model.describe(image)
+        logits, _, features = model.forward_features(image)
     loss.backward()
     assert (logits.dtype, features.dtype, found.score.dtype, loss.dtype) == (torch.bfloat16, *[torch.float32] * 3)
     assert found.cam.dtype == found.is_cam.dtype == torch.float32 and torch.isfinite(loss)
@@ -183,19 +183,19 @@ def test_general_cam_by_hand():
 
 
 @pytest.mark.parametrize("size", [(32, 48), (31, 47), (33, 64), (16, 24), (17, 1), (8, 12)])
-def test_a_side_branch_is_described_where_interpolation_reads_it(size):
-    """Against all cells described, then resized; at its own size nothing is resized."""
+def test_a_side_branch_is_computed_where_interpolation_reads_it(size):
+    """Against all cells, then resized; at its own size nothing is resized."""
     torch.manual_seed(0)
     side, layer, grid = torch.nn.Conv2d(6, 5, 1, bias=False), torch.randn(2, 6, *size), torch.Size((8, 12))
     expected = F.interpolate(unit_cells(side(layer)), grid, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(describe_cells(side, layer, grid), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(side_features(side, layer, grid), expected, atol=1e-6, rtol=0)
 
 
 def test_large_pictures_and_their_mirrors_take_turns(model, monkeypatch):
     image, label = torch.randn(2, 3, 48, 64), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     model.eval()
     together = model.localize(image, label)
-    monkeypatch.setattr(sipe, "PIXELS_OF_A_PAIR", 48 * 64 - 1)
+    monkeypatch.setattr(sipe, "MAX_PAIR_PIXELS", 48 * 64 - 1)
     for one, other in zip(model.localize(image, label), together):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     model.train()
@@ -207,12 +207,6 @@ def test_the_whole_step_compiles_without_a_break(model):
     found, expected = torch.compile(model, backend="eager", fullgraph=True)(*batch), model(*batch)
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other)
-
-
-def test_the_authors_checkpoints_have_964_names():
-    names = [alias for name in SIPE(21).state_dict() for alias in release_names(name)]
-    assert len(names) == len(set(names)) == 964
-    assert {"resnet50.conv1.weight", "stage0.0.weight", "backbone.0.0.weight", "side1.weight", "newly_added.0.weight"} <= set(names)
 
 
 def test_train_returns_the_module():

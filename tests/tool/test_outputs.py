@@ -1,9 +1,9 @@
-"""A stage's folder: made in one way only; and its work, done once each whatever the number of workers."""
+"""What a stage writes: files that are whole or absent, folders of one making, work done once whatever the number of workers."""
 
-import argparse
+import contextlib
+import json
 import os
-import threading
-import time
+import sys
 import traceback
 from pathlib import Path
 
@@ -12,182 +12,178 @@ import pytest
 import torch
 
 from errors import InputError
-from tool import outputs, stage
-from tool.files import read_json
+from tool import outputs
+from tool.context import Context, cli_main
 
 SETTINGS = {"scales": [1.0, 0.5], "map": "is_cam"}
 
-in_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
 
+class OneOfTwo(Context):
+    """One of several processes, which waits for nobody."""
 
-class Silent(stage.Stage):
-    """One of several processes, which has nobody to wait for."""
-
-    def wait(self) -> None:
+    def barrier(self) -> None:
         pass
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cam"
+    def all_gather_object(self, value: int) -> list[int]:
+        return [value, 2]
 
 
-def claim(folder: Path, settings: dict, overwrite: bool = False, rank: int = 0, maker: str = "make_cam") -> None:
-    outputs.claim(folder, maker, settings, Silent(torch.device("cpu"), rank, 2, folder.parent), overwrite)
+def assert_refused(call, path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
-def contents(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-@pytest.fixture
-def filled(folder: Path) -> Path:
-    """A claimed folder with two files of the stage's and one of somebody else's."""
-    claim(folder, SETTINGS)
-    for name in ("a.npz", "b.png", "notes.txt"):
-        (folder / name).write_text(name)
-    return folder
+class TestFiles:
+    def test_a_file_appears_when_the_block_ends_and_replaces_the_old_one(self, tmp_path):
+        path = tmp_path / "new/folder/a.txt"
+        for text in ("first", "second"):
+            with outputs.atomic_write(path) as temporary:
+                temporary.write_text(text)
+                assert temporary.parent == path.parent
+                assert path.exists() == (text == "second")
+            assert contents(path.parent) == {"a.txt": text}
+
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [(ValueError("a bug"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), InputError)],
+    )
+    def test_the_old_file_stays_when_the_block_raises(self, tmp_path, error, raised):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with pytest.raises(raised) as found, outputs.atomic_write(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+        assert contents(tmp_path) == {"a.txt": "old"}
+        assert raised is not InputError or (str(found.value).startswith(f"{path}: ") and "No space left" in str(found.value))
+
+    def test_a_place_that_cannot_be_written_is_refused(self, tmp_path):
+        outputs.make_writable(tmp_path / "runs/voc")
+        assert contents(tmp_path / "runs/voc") == {}
+        (tmp_path / "file").write_text("kept")
+        assert_refused(lambda: outputs.write_json(tmp_path / "file/a.json", {}), tmp_path / "file/a.json")
+        for folder in (tmp_path / "file", tmp_path / "file/below"):
+            assert_refused(lambda: outputs.make_writable(folder), folder)  # noqa: B023
+        assert (tmp_path / "file").read_text() == "kept"
+
+    @pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\xff\xfe", b"3", b"[1]", b"null"])
+    def test_json_comes_back_and_a_missing_or_damaged_one_is_refused(self, tmp_path, content):
+        outputs.write_json(tmp_path / "b.json", {"miou": 58.88, "none": None, "name": "Zürich"})
+        assert outputs.read_json(tmp_path / "b.json") == {"miou": 58.88, "none": None, "name": "Zürich"}
+        assert (tmp_path / "b.json").read_bytes().isascii()  # whatever the locale
+        if content is not None:
+            (tmp_path / "a.json").write_bytes(content)
+        assert_refused(lambda: outputs.read_json(tmp_path / "a.json"), tmp_path / "a.json")
+
+    def test_the_sha256_of_a_file(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"")
+        assert outputs.sha256(tmp_path / "a") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        assert_refused(lambda: outputs.sha256(tmp_path / "b"), tmp_path / "b")
+
+    @pytest.mark.parametrize(
+        ("written", "sources", "expected"),
+        [(5, [], True), (5, [4, 5], True), (5, [4, 6], False), (5, [6, 4], False), (5, [None], False), (None, [4], False)],
+    )
+    def test_a_file_is_up_to_date_if_it_is_not_older_than_its_sources(self, tmp_path, written, sources, expected):
+        paths = [tmp_path / str(i) for i in range(1 + len(sources))]
+        for path, time in zip(paths, [written, *sources]):
+            if time is not None:
+                path.touch()
+                os.utime(path, ns=(time, time))
+        assert outputs.is_up_to_date(*paths) is expected
 
 
-def test_overwrite_is_a_flag_that_is_off():
-    parser = argparse.ArgumentParser()
-    outputs.add_flag(parser)
-    assert not parser.parse_args([]).overwrite
-    assert parser.parse_args(["--overwrite"]).overwrite
+def settings_of(settings: dict, stage: str = "make_cam") -> str:
+    return json.dumps({"made_by": stage, **settings}, indent=1) + "\n"
 
 
-def test_the_first_claim_notes_the_settings(folder):
-    claim(folder, SETTINGS)
-    assert contents(folder) == {"settings.json"}
-    assert read_json(folder / "settings.json") == {"made_by": "make_cam", **SETTINGS}
+MADE, CHANGED = {"settings.json": settings_of(SETTINGS)}, {"settings.json": settings_of({"map": "cam"})}
+RESULTS = {"a.npz": "", "b.png": "", "b_overlay.jpg": "", "areas.json": ""}
+NOTES = {"notes.txt": "mine"}
 
 
-def test_the_same_settings_again_leave_everything_as_it_is(filled):
-    before = (filled / "settings.json").stat().st_mtime_ns
-    claim(filled, SETTINGS)
-    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
-    assert (filled / "settings.json").stat().st_mtime_ns == before
+class TestPrepareOutputDir:
+    @pytest.mark.parametrize(
+        ("before", "settings", "overwrite", "after"),  # after None: refused, and nothing changes
+        [
+            (None, SETTINGS, False, MADE),
+            ({}, SETTINGS, False, MADE),
+            ({"c.npz.tmp": ""}, SETTINGS, False, {**MADE, "c.npz.tmp": ""}),
+            ({**MADE, **RESULTS}, SETTINGS, False, {**MADE, **RESULTS}),
+            ({**MADE, **RESULTS, **NOTES}, SETTINGS, True, {**MADE, **NOTES}),
+            ({**MADE, **RESULTS}, {"map": "cam"}, False, None),
+            ({**MADE, **RESULTS}, {**SETTINGS, "beta": 10}, False, None),
+            ({**MADE, **RESULTS, **NOTES}, {"map": "cam"}, True, {**CHANGED, **NOTES}),
+            (MADE, {"map": "cam"}, False, CHANGED),  # settings without results bind nobody
+            ({"settings.json": settings_of(SETTINGS, "predict"), **RESULTS}, SETTINGS, True, None),
+            ({"settings.json": settings_of(SETTINGS, "predict")}, SETTINGS, False, MADE),
+            (RESULTS, SETTINGS, False, None),
+            (NOTES, SETTINGS, True, None),
+            ({"settings.json": '{"map"', **RESULTS}, SETTINGS, True, None),
+        ],
+    )
+    def test_a_folder_has_one_maker_and_its_settings(self, tmp_path, before, settings, overwrite, after):
+        folder, context = tmp_path / "cam", Context(torch.device("cpu"))
+        if before is not None:
+            folder.mkdir()
+        for name, text in (before or {}).items():
+            (folder / name).write_text(text)
+        with pytest.raises(InputError) if after is None else contextlib.nullcontext() as error:
+            outputs.prepare_output_dir(folder, "make_cam", settings, context, overwrite)
+        assert contents(folder) == (before if after is None else after)
+        if after is None:
+            assert str(error.value).startswith((f"{folder}: ", f"{folder / 'settings.json'}: ")) and "\n" not in str(error.value)
+
+    def test_only_the_main_process_writes_and_deletes(self, tmp_path):
+        for rank, expected in ((1, set()), (0, {"settings.json"})):
+            outputs.prepare_output_dir(tmp_path, "make_cam", SETTINGS, OneOfTwo(torch.device("cpu"), rank, 2), False)
+            assert contents(tmp_path).keys() == expected
+        (tmp_path / "a.npz").touch()
+        outputs.prepare_output_dir(tmp_path, "make_cam", SETTINGS, OneOfTwo(torch.device("cpu"), 1, 2), True)
+        assert contents(tmp_path).keys() == {"settings.json", "a.npz"}
+
+    def test_results_that_cannot_be_deleted_keep_their_settings(self, tmp_path):
+        (tmp_path / "settings.json").write_text(MADE["settings.json"])
+        (tmp_path / "c.npz").mkdir()
+        with pytest.raises(InputError, match=f"^{tmp_path}: "):
+            outputs.prepare_output_dir(tmp_path, "make_cam", {"map": "cam"}, Context(torch.device("cpu")), True)
+        assert (tmp_path / "settings.json").read_text() == MADE["settings.json"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [({"map": "cam"}, "another map;"), ({"map": "cam", "scales": [1.0]}, "another scales and map;"), ({"beta": 10}, "another beta;")],
-)
-def test_other_settings_are_refused_by_name(filled, changes, named):
-    with pytest.raises(InputError, match=named) as error:
-        claim(filled, SETTINGS | changes)
-    assert str(error.value).startswith(f"{filled / 'settings.json'}: ")
-    assert str(error.value).endswith("use another --run_dir, or --overwrite")
-    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
+def test_unfinished_is_this_processs_share_of_what_is_not_done(capsys):
+    todo = outputs.unfinished("abcdef", lambda entry: entry in "bcf", OneOfTwo(torch.device("cpu"), 0, 2))
+    assert todo == [0, 4]  # of a, c and e
+    assert capsys.readouterr().out.startswith("6 pictures, 4 of them")  # two are the other process's
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["a.npz", "b.png"])
-def test_files_of_unknown_origin_are_refused_and_never_deleted(folder, name, overwrite):
-    folder.mkdir()
-    (folder / name).touch()
-    with pytest.raises(InputError, match=r"settings\.json: does not say that the files beside it are of make_cam\.py"):
-        claim(folder, SETTINGS, overwrite)
-    assert contents(folder) == {name}
-
-
-def test_files_of_others_are_no_hindrance(folder):
-    folder.mkdir()
-    (folder / "notes.txt").touch()
-    claim(folder, SETTINGS)
-    assert contents(folder) == {"settings.json", "notes.txt"}
-
-
-@pytest.mark.parametrize("content", ["", '{"map"', "[1]"])
-def test_damaged_settings_are_refused_by_name(filled, content):
-    (filled / "settings.json").write_text(content)
-    with pytest.raises(InputError, match="cannot be read") as error:
-        claim(filled, SETTINGS)
-    assert str(error.value).startswith(f"{filled / 'settings.json'}: ")
-
-
-def test_overwrite_throws_away_what_the_stage_made_and_nothing_else(filled):
-    claim(filled, {"map": "cam"}, overwrite=True)
-    assert contents(filled) == {"settings.json", "notes.txt"}
-    claim(filled, {"map": "cam"})
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_the_files_of_another_stage_are_refused_and_never_deleted(filled, overwrite):
-    with pytest.raises(InputError, match=r"are of make_seg_labels\.py; use another folder"):
-        claim(filled, SETTINGS, overwrite, maker="make_seg_labels")
-    assert contents(filled) == {"settings.json", "a.npz", "b.png", "notes.txt"}
-
-
-def test_a_claim_that_came_to_nothing_binds_nobody(folder):
-    claim(folder, SETTINGS)
-    claim(folder, {"map": "cam"})
-    assert read_json(folder / "settings.json") == {"made_by": "make_cam", "map": "cam"}
-
-
-def test_overwrite_of_a_folder_that_is_not_there_is_a_first_claim(folder):
-    claim(folder, SETTINGS, overwrite=True)
-    assert contents(folder) == {"settings.json"}
-
-
-def test_what_cannot_be_thrown_away_is_said_and_the_note_stays(filled):
-    (filled / "c.npz").mkdir()
-    with pytest.raises(InputError, match="cannot be deleted") as error:
-        claim(filled, {"map": "cam"}, overwrite=True)
-    assert str(error.value).startswith(f"{filled}: ")
-    assert (filled / "settings.json").is_file()
-
-
-def test_only_the_main_process_writes_and_throws_away(folder):
-    claim(folder, SETTINGS, rank=1)
-    assert not folder.exists()
-    claim(folder, SETTINGS)
-    (folder / "a.npz").touch()
-    claim(folder, SETTINGS, overwrite=True, rank=1)
-    assert contents(folder) == {"settings.json", "a.npz"}
+in_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
 
 
 def do_all(function, items, num_workers: int) -> list:
     """All results. What an error's frames hold is let go at once: collected later, a loader would wait 5 seconds for each worker."""
     try:
-        return list(outputs.in_parallel(function, items, num_workers))
+        return list(outputs.parallel_map(function, items, num_workers))
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         raise
 
 
 def square(item: int) -> dict:
-    return {"item": item, "path": Path(str(item)), "values": np.full(2, item**2)}
+    return {"item": item, "process": os.getpid(), "values": np.full(2, item**2)}
 
 
 @in_workers
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_every_item_is_done_once_and_comes_back_as_it_is(num_workers):
-    found = do_all(square, range(7), num_workers)
-    assert sorted(one["item"] for one in found) == list(range(7))
-    for one in found:
-        assert one["path"] == Path(str(one["item"]))
-        assert isinstance(one["values"], np.ndarray) and one["values"].tolist() == [one["item"] ** 2] * 2
-
-
-@in_workers
-def test_work_is_done_in_the_workers():
-    def process(item: int) -> int:
-        return os.getpid()
-
-    assert set(do_all(process, range(3), 0)) == {os.getpid()}
-    assert os.getpid() not in do_all(process, range(3), 1)
-
-
-@pytest.mark.parametrize(("items", "num_workers", "started"), [(5, 2, 2), (2, 8, 2), (0, 8, 0)])
-def test_no_worker_is_without_an_item(items, num_workers, started):
-    assert outputs.in_parallel(square, range(items), num_workers).num_workers == started
-
-
-@in_workers
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_items_are_no_work(num_workers):
-    assert do_all(square, [], num_workers) == []
+@pytest.mark.parametrize(("items", "num_workers"), [(7, 0), (7, 2), (2, 8), (0, 0), (0, 2)])
+def test_every_item_is_done_once_in_the_workers_and_comes_back_as_it_is(items, num_workers):
+    assert outputs.parallel_map(square, range(items), num_workers).num_workers == min(items, num_workers)
+    results = do_all(square, range(items), num_workers)
+    assert sorted(result["item"] for result in results) == list(range(items))
+    assert all((result["process"] == os.getpid()) == (num_workers == 0) for result in results)
+    assert all(isinstance(result["values"], np.ndarray) and result["values"].tolist() == [result["item"] ** 2] * 2 for result in results)
 
 
 def refuse_the_third(item: int) -> int:
@@ -196,85 +192,14 @@ def refuse_the_third(item: int) -> int:
     return item
 
 
-@in_workers
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_what_the_user_can_mend_reaches_the_stage_as_one_line(num_workers, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["make_ir_labels.py"])
-    assert stage.run(lambda: do_all(refuse_the_third, range(4), num_workers)) == 2
-    assert capsys.readouterr().err == "make_ir_labels.py: error: 2.jpg: not a readable picture; replace it\n"
-
-
 def die(item: int) -> None:
     os._exit(1)
 
 
 @in_workers
-def test_a_worker_that_dies_ends_the_whole():
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        do_all(die, range(4), 1)
-
-
-def test_files_are_written_in_the_background_and_all_are_there_at_the_end(tmp_path):
-    threads = set()
-
-    def write(path: Path, text: str) -> None:
-        threads.add(threading.get_ident())
-        path.write_text(text)
-
-    with outputs.in_background(write) as later:
-        for i in range(50):
-            later(tmp_path / str(i), text=f"file {i}")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {str(i): f"file {i}" for i in range(50)}
-    assert threading.get_ident() not in threads and len(threads) <= 2
-
-
-def test_who_is_faster_than_the_disk_waits_for_it():
-    doors, called = [threading.Event() for _ in range(6)], []
-
-    def call_all() -> None:
-        with outputs.in_background(lambda door: door.wait(), threads=1, most=3) as later:
-            for door in doors:
-                later(door)
-                called.append(door)
-
-    caller = threading.Thread(target=call_all)
-    caller.start()
-    time.sleep(0.2)
-    assert len(called) == 3  # the fourth waits for the first
-    for door in doors:
-        door.set()
-    caller.join(10)
-    assert len(called) == 6
-
-
-@pytest.mark.parametrize("later_calls", [0, 1000])
-def test_an_error_in_the_background_ends_the_stage_in_one_line(monkeypatch, capsys, later_calls):
-    calls = []
-
-    def write(number: int) -> None:
-        calls.append(number)
-        if number == 0:
-            raise InputError("0.npz: cannot be written (No space left on device); mend the disk")
-        time.sleep(0.001)
-
-    def main() -> None:
-        with outputs.in_background(write) as later:
-            for i in range(1 + later_calls):
-                later(i)
-
-    monkeypatch.setattr("sys.argv", ["make_cam.py"])
-    assert stage.run(main) == 2
-    assert capsys.readouterr().err == "make_cam.py: error: 0.npz: cannot be written (No space left on device); mend the disk\n"
-    assert len(calls) <= 1 + min(later_calls, 100)
-
-
-def test_what_waits_is_written_before_ctrl_c_ends_the_stage(tmp_path):
-    def write(path: Path) -> None:
-        time.sleep(0.02)
-        path.touch()
-
-    with pytest.raises(KeyboardInterrupt), outputs.in_background(write) as later:
-        for i in range(5):
-            later(tmp_path / str(i))
-        raise KeyboardInterrupt
-    assert contents(tmp_path) == set("01234")
+@pytest.mark.parametrize(("function", "num_workers"), [(refuse_the_third, 0), (refuse_the_third, 1), (die, 1)])
+def test_an_error_and_a_dead_worker_reach_the_user_as_one_line(function, num_workers, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_ir_labels.py"])
+    assert cli_main(lambda: do_all(function, range(4), num_workers)) == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1 and (function is die or printed.endswith(": error: 2.jpg: not a readable picture; replace it\n"))

@@ -38,28 +38,6 @@ def dense_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int, beta: float, 
     return torch.from_numpy(walked.reshape(cam.shape))
 
 
-@pytest.mark.parametrize(("radius", "count"), [(2, 4), (5, 34), (10, 152)])
-def test_paths_lead_to_every_near_cell_of_one_half_plane(radius, count):
-    targets = [path[0] for path in search_paths(radius)]
-    assert len(targets) == count
-    both = {*targets, *((-dy, -dx) for dy, dx in targets), (0, 0)}
-    reach = range(-radius, radius + 1)
-    assert both == {(dy, dx) for dy in reach for dx in reach if dy**2 + dx**2 < radius**2}
-    assert len(both) == 2 * count + 1
-    assert min(dy for dy, _ in targets) == 0
-
-
-@pytest.mark.parametrize("radius", [5, 10])
-def test_paths_go_from_their_target_to_the_source_without_a_gap(radius):
-    for path in search_paths(radius):
-        assert path[-1] == (0, 0)
-        assert len(set(path)) == len(path)
-        ahead = {path[0]}
-        for y, x in path[1:]:  # each has a neighbour, side by side, that is one step further from the source
-            assert any(abs(y - v) + abs(x - u) == 1 and abs(v) + abs(u) == abs(y) + abs(x) + 1 for v, u in ahead)
-            ahead.add((y, x))
-
-
 def test_paths_by_hand():
     paths = {path[0]: path for path in search_paths(5)}
     assert paths[0, 3] == ((0, 3), (0, 2), (0, 1), (0, 0))
@@ -79,22 +57,14 @@ def test_one_step_by_hand(beta, expected):
     torch.testing.assert_close(found, torch.tensor([[expected]]))
 
 
-def test_maps_start_weakened_by_the_edge_that_they_lie_on():
-    found = random_walk(torch.ones(1, 1, 2), torch.tensor([[0.25, 1.0]]))
-    torch.testing.assert_close(found, torch.tensor([[[0.75, 0.0]]]))
-
-
 @pytest.mark.parametrize(("radius", "beta", "exp_times"), [(5, 10, 0), (5, 10, 3), (5, 10, 8), (2, 1, 2), (3, 2.5, 4)], ids=str)
-def test_walk_is_the_power_of_the_dense_matrix(radius, beta, exp_times):
-    cam, edge = draw(7, 8)
-    found = random_walk(cam, edge, radius, beta, exp_times)
-    torch.testing.assert_close(found, dense_walk(cam, edge, radius, beta, exp_times), rtol=1e-11, atol=1e-15)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 2), (4, 2)])
-def test_grids_smaller_than_the_radius(size):
+@pytest.mark.parametrize("size", [(7, 8), (1, 1), (1, 3), (3, 1), (2, 2), (4, 2)], ids=str)  # also smaller than the radius
+def test_walk_is_the_power_of_the_dense_matrix(size, radius, beta, exp_times):
     cam, edge = draw(*size)
-    torch.testing.assert_close(random_walk(cam, edge), dense_walk(cam, edge, 5, 10, 8), rtol=1e-11, atol=1e-15)
+    before = cam.clone(), edge.clone()
+    found = random_walk(cam, edge, radius, beta, exp_times)
+    assert torch.equal(cam, before[0]) and torch.equal(edge, before[1])
+    torch.testing.assert_close(found, dense_walk(cam, edge, radius, beta, exp_times), rtol=1e-11, atol=1e-15)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -107,11 +77,6 @@ def test_walk_agrees_with_the_authors_program(shared, name, device):
     np.testing.assert_allclose(found.cpu().numpy(), golden["rw"], rtol=0, atol=1e-4 * golden["rw"].max())
 
 
-def test_constant_maps_stay_constant_where_there_is_no_edge():
-    cam = torch.tensor([0.25, 1.0]).view(2, 1, 1).expand(2, 6, 9)
-    torch.testing.assert_close(random_walk(cam, torch.zeros(6, 9)), cam, rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("wall", ["row", "column", "diagonal"])
 def test_a_wall_is_never_crossed(wall):
     y, x = np.indices((9, 9))
@@ -120,23 +85,6 @@ def test_a_wall_is_never_crossed(wall):
     found = random_walk(start[None], torch.from_numpy((side == 0) * 1.0))[0].numpy()
     np.testing.assert_allclose(found[side < 0], 1)
     assert not found[side >= 0].any()
-
-
-def test_a_hole_in_the_wall_lets_through():
-    edge = torch.zeros(9, 9)
-    edge[4] = 1
-    edge[4, 4] = 0
-    start = torch.zeros(1, 9, 9)
-    start[:, :4] = 1
-    assert (random_walk(start, edge)[0, 5:] > 0).all()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_batch_is_its_pictures_one_by_one(device):
-    pictures = [draw(6, 7, count=3, seed=seed) for seed in range(3)]
-    cams, edges = (torch.stack(one).to(device) for one in zip(*pictures))
-    alone = torch.stack([random_walk(*picture) for picture in pictures])
-    torch.testing.assert_close(random_walk(cams, edges).cpu(), alone, rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize("few", [1, 2, 5])
@@ -164,10 +112,3 @@ def test_float32_maps_lose_nothing_on_the_way():
     cam, edge = draw(6, 7)
     exact = random_walk(cam.float().double(), edge)
     torch.testing.assert_close(random_walk(cam.float(), edge), exact.float(), rtol=1e-6, atol=0)
-
-
-def test_walk_leaves_its_input_as_it_was():
-    cam, edge = draw(4, 5)
-    before = cam.clone(), edge.clone()
-    random_walk(cam, edge)
-    assert torch.equal(cam, before[0]) and torch.equal(edge, before[1])

@@ -1,0 +1,449 @@
+"""Compare the project's code with plain versions of the same formulas: time and peak memory, side by side in one run.
+
+    python -m benchmarks.speed [--section NAME ...] [--size small|published] [--device auto|cpu|cuda] [--json FILE]
+
+All versions run once in float32, and their results must agree. Then they take turns, and the median of their times counts. The ratio is
+a version's time divided by the project's. MB is what a call adds to the memory held before it, at its peak: torch's own on a GPU, on Linux
+the process's (without its workers) otherwise. A section that fails is reported, and the next one runs.
+
+Pictures are drawn, and networks have random weights, so no data is needed. "published" takes the sizes of VOC and COCO: minutes and 9 GB.
+"""
+
+import contextlib
+import copy
+import ctypes
+import gc
+import io
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.resnet import Bottleneck
+
+import eval_cam
+import make_cam
+import train_resnet50_SIPE
+from data.datasets import Pyramids, ResumableBatches, TrainingCrops, inference_loader, kept_classes, training_loader
+from data.demo import draw_dataset
+from data.registry import Dataset, Entries, open_dataset
+from data.transforms import normalize
+from network import prototypes
+from network.losses import classification_loss, consistency_loss
+from network.resnet import freeze_batchnorm
+from network.sipe import SIPE, Localization, add_mirror, general_cam, label_mask
+from tool import cam_file, metrics
+from tool.context import AMP, Context, add_device, add_workers, choose_device, cli_main, command_parser, positive_int, seed_everything
+from tool.inference import to_device
+from tool.outputs import write_json
+from tool.random_walk import random_walk, search_paths
+from tool.trainer import RunFiles, Trainer
+
+STRIDE, NUM_CLASSES, SEED = 16, 21, 15
+COUNTS = ("intersection", "truth", "prediction")  # pixels of each class
+BETA, EXP_TIMES, RADIUS = 10, 8, 5  # of the random walk
+# fmt: off
+SIZES = {
+    "small": Namespace(
+        maps=(2, 5, 6, (16, 12)), batch=2, crop=64, side=64, cams=2, scales=(1.0, 0.5), loaded=16,
+        evaluated=8, evaluated_size=(30, 40), walk=(16, 12), walk_cuda=(16, 12),
+    ),
+    "published": Namespace(
+        maps=(16, 81, 32, (2048, 768)),  # COCO: pictures, classes, cells a side, channels of layer4 and of the hierarchical feature
+        batch=4, crop=512, side=432,  # of a training step; a drawn picture has as many pixels as VOC's usual 375x500
+        cams=8, scales=(1.0, 0.5, 1.5, 2.0), loaded=128, evaluated=490, evaluated_size=(375, 500),  # numbers of pictures
+        walk=(47, 63), walk_cuda=(94, 125),  # cells; the latter of a picture of 375x500, whose dense matrix takes a CPU minutes
+    ),
+}
+# fmt: on
+
+Results = Callable[[], dict[str, Any]]  # what a call found; read outside of its time
+Work = Callable[[Context], Results]
+
+
+Versions = dict[str, Work]  # of one piece of work, the project's first
+Section = tuple[Versions, int, dict[str, float]]  # and pictures a call, and how far each result may lie from the project's, where compared
+
+
+def plain_features(model: SIPE, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SIPE.forward_features as the authors' program computes it: each BatchNorm after its convolution, side branches on all cells."""
+    trunk, sides = model.resnet50, []
+    layer = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(image))))
+    for i in range(1, 5):
+        for block in getattr(trunk, f"layer{i}"):
+            layer = Bottleneck.forward(block, layer)
+        sides.append(prototypes.unit_cells(getattr(model, f"side{i}")(layer.detach()).float()))
+    features = [F.interpolate(side, layer.shape[2:], mode="bilinear", align_corners=False) for side in sides]
+    return model.classifier(layer), layer, torch.cat(features, 1)
+
+
+class Broadcast(SIPE):
+    """SIPE by the authors' broadcasting: masks of the crop's size, all pairs of cells times each map, all features times each class."""
+
+    def forward(self, image: Tensor, label: Tensor, inside: Tensor) -> Localization:
+        logits, layer4, features = self.forward_features(image)
+        with torch.autocast(logits.device.type, enabled=False):
+            background = inside[:, None].float()
+            valid = torch.cat([background, background * label[:, :, None, None]], 1)
+            valid = F.interpolate(valid, logits.shape[2:], mode="nearest")
+            cam = general_cam(logits) * valid
+            with torch.no_grad():
+                cells, maps = layer4.float().flatten(2), cam.flatten(2)[:, :, None]
+                cells = cells / (cells.norm(dim=1, keepdim=True) + prototypes.EPSILON)
+                similarity = (cells.transpose(1, 2) @ cells).relu_()[:, None]
+                inter = (similarity * maps).sum(3)  # B x K x N x N
+                fit = inter / (similarity.sum(3) + maps.sum(3) - inter)
+                fit[:, 0] *= 0.5
+                seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1).view_as(cam) * valid
+            pooled = (seeds[:, :, None] * features[:, None]).mean((3, 4))  # B x K x D x N
+            product = (features[:, None] * pooled[..., None, None]).sum(2)  # F.cosine_similarity would keep several tensors of that size
+            norms = features.norm(dim=1)[:, None] * pooled.norm(dim=2)[..., None, None]
+            return Localization(logits.float().mean((2, 3)), cam, (product / norms.clamp_min(1e-8)).relu(), seeds)
+
+
+def draw_labels(batch: int, classes: int, tags: int, side: int, padded: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Labels (B, K-1) 0/1 of so many tags a picture, and inside (B, side, side) bool with so many padded rows."""
+    label, inside = torch.zeros(batch, classes - 1), torch.ones(batch, side, side, dtype=torch.bool)
+    label.scatter_(1, torch.rand(label.shape, generator=generator).topk(tags).indices, 1)
+    inside[:, :padded] = False
+    return {"label": label, "inside": inside}
+
+
+def map_section(args: Namespace) -> Section:
+    """Seeds, prototypes and IS-CAM with the gradient, against the authors' broadcasting."""
+    batch, classes, grid, widths = args.sizes.maps
+    generator = torch.Generator().manual_seed(0)
+
+    def smooth(channels: int) -> Tensor:
+        coarse = torch.randn(batch, channels, 4, 4, generator=generator)
+        return F.interpolate(coarse, (grid, grid), mode="bicubic", align_corners=True)
+
+    drawn = draw_labels(batch, classes, 3, grid * STRIDE, grid * STRIDE // 4, generator)
+    label, inside, logits = (value.to(args.context.device) for value in (*drawn.values(), smooth(classes - 1)))
+    layer4, features = (smooth(width).relu().to(args.context.device, memory_format=torch.channels_last) for width in widths)
+
+    def forward_and_backward(context: Context, model: type[SIPE]) -> Results:
+        leaf = features.detach().requires_grad_()
+        out = model.forward(Namespace(forward_features=lambda image: (logits, layer4, leaf)), None, label, inside)
+        consistency_loss(out.cam, out.is_cam).backward()
+        return lambda: {"seeds": out.seeds, "IS-CAM": out.is_cam, "gradient": leaf.grad}
+
+    versions = {"products": partial(forward_and_backward, model=SIPE), "broadcasting": partial(forward_and_backward, model=Broadcast)}
+    return (versions, batch, {"seeds": 0, "IS-CAM": 1e-5, "gradient": 1e-6})
+
+
+def bare_resnet50(num_classes: int) -> nn.Module:
+    """torchvision's network under a linear head, with the layers that SIPE freezes frozen and the stride that it removes removed."""
+    network = resnet50(weights=None, num_classes=num_classes - 1)
+    network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
+    nn.ModuleList([network.conv1, network.bn1, network.layer1, network.layer2]).requires_grad_(False)
+    return network
+
+
+def bare_step(run: Trainer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], None]:
+    with run.context.autocast():
+        loss = classification_loss(run.network(normalize(batch["image"], batch["inside"])), batch["label"])
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return {}, None
+
+
+def step_section(args: Namespace) -> Section:
+    """A step of SIPE from uint8 crops on, against torchvision's bare ResNet-50 and against broadcasting; always the same batch."""
+    batch, crop, generator = args.sizes.batch, args.sizes.crop, torch.Generator().manual_seed(0)
+    drawn = draw_labels(batch, NUM_CLASSES, 2, crop, crop // 8, generator)
+    drawn["image"] = torch.randint(256, (batch, 3, crop, crop), generator=generator, dtype=torch.uint8)
+    drawn = {name: value.to(args.context.device) for name, value in drawn.items()}
+
+    def prepare(build: Callable[[int], nn.Module], step: Callable = train_resnet50_SIPE.train_step) -> Work:
+        flags = train_resnet50_SIPE.parse_args(["--run_dir", str(args.folder), "--lr", "1e-6"])  # nothing is to be learned
+        seed_everything(0)
+        model = build(NUM_CLASSES).to(args.context.device, memory_format=torch.channels_last).train()
+        freeze_batchnorm(model)
+        groups = [], []
+        for name, parameter in model.named_parameters():
+            groups[name.startswith(("classifier", "side", "fc"))].extend([parameter] * parameter.requires_grad)
+        run = Trainer(flags, args.context, RunFiles.of(args.folder, ""), {}, (), 1000, model, *groups)
+
+        def work(context: Context) -> Results:
+            run.context = context
+            losses, out = step(run, drawn)
+            run.optimizer.zero_grad(set_to_none=True)  # gradients then count as memory of every step
+            return lambda: losses | ({"seeds": out.seeds, "IS-CAM": out.is_cam} if out else {})
+
+        return work
+
+    versions = {"SIPE": prepare(SIPE), "bare ResNet-50": prepare(bare_resnet50, bare_step), "broadcasting": prepare(Broadcast)}
+    return versions, batch, {"seeds": 0, "cls": 1e-5, "gsc": 1e-5, "IS-CAM": 1e-5, "grad_norm": 0.1}
+
+
+def open_pictures(args: Namespace, count: int) -> tuple[Dataset, Entries, np.ndarray]:
+    """VOC or a drawn dataset, the first of its training pictures, and their labels."""
+    root = args.dataset_root or args.folder / "drawn"
+    if not args.dataset_root:
+        draw_dataset(root, count, args.sizes.side)
+    dataset = open_dataset("voc" if args.dataset_root else "folder", root)
+    entries = dataset.entries(dataset.spec.train_list)[:count]
+    return dataset, entries, dataset.labels(entries)
+
+
+def cam_section(args: Namespace) -> Section:
+    """Maps of whole pictures: make_cam.py, against one picture and one scale at a time through torchvision's network.
+
+    The plain way brings the maps of all classes to the picture's size on the CPU, and stores those of its tags uncompressed, in float32.
+    """
+    dataset, entries, labels = open_pictures(args, args.sizes.cams)
+    flags = ["--dataset_root", str(dataset.root), "--run_dir", str(args.folder), "--num_workers", str(args.num_workers)]
+    flags = make_cam.parse_args([*flags, "--scales", *map(str, args.sizes.scales)])
+    (args.folder / "plain").mkdir()
+    seed_everything(0)
+    plain = SIPE(dataset.num_classes).eval().to(args.context.device)
+    folded = to_device(copy.deepcopy(plain), args.context)
+
+    def whole(context: Context) -> Results:
+        make_cam.make_cams(folded, entries, labels, flags, context)
+        files = (cam_file.load(cam_file.path_of(args.folder, name)) for name in entries.names())
+        return lambda: {f"{kind} {file.path.stem}": file.maps(kind) for file in files for kind in cam_file.KINDS}
+
+    @torch.no_grad()
+    def one_by_one(context: Context) -> Results:
+        for item in inference_loader(Pyramids(entries, labels, flags.scales), args.num_workers, pin_memory=context.is_cuda):
+            total = dict.fromkeys(cam_file.KINDS, 0)
+            for image in item.images:
+                image = normalize(image[None].to(context.device)).contiguous()
+                with context.autocast():
+                    logits, _, features = plain_features(plain, torch.cat([image, image.flip(3)]))
+                features, cam = add_mirror(features), general_cam(add_mirror(logits.float()))
+                seeds = prototypes.locate_seeds(cam, features, label_mask(item.label[None].to(context.device)))
+                is_cam = prototypes.activate(prototypes.pool_prototypes(seeds, features), features)
+                for kind, grid in zip(cam_file.KINDS, (is_cam, cam)):
+                    total[kind] = total[kind] + F.interpolate(grid.cpu(), item.size, mode="bilinear", align_corners=False)[0]
+            total = {"is_cam": prototypes.peak_normalize(total["is_cam"]), "cam": total["cam"] / len(flags.scales)}
+            kept = {kind: maps[kept_classes(item.label)].numpy() for kind, maps in total.items()}
+            np.savez(args.folder / f"plain/{entries[item.index].name}.npz", **kept)
+        files = ((name, np.load(args.folder / f"plain/{name}.npz", allow_pickle=False)) for name in entries.names())
+        return lambda: {f"{kind} {name}": file[kind] for name, file in files for kind in cam_file.KINDS}
+
+    tolerances = {f"{kind} {name}": 1e-4 for kind in cam_file.KINDS for name in entries.names()}
+    return ({"make_cam": whole, "one by one": one_by_one}, len(entries), tolerances)
+
+
+def evaluation_section(args: Namespace) -> Section:
+    """eval_cam.py's counts, picture by picture, against all maps in memory, at full size in float32, and a loop over classes."""
+    count, size, folder, rng = args.sizes.evaluated, args.sizes.evaluated_size, args.folder, np.random.default_rng(0)
+    (folder / "full").mkdir()
+    entries = Entries.of((str(i), "", str(folder / f"{i}.png")) for i in range(count))
+    for i, entry in enumerate(entries):
+        keys = np.array([0, *sorted(rng.choice(np.arange(1, NUM_CLASSES), 1 + i % 2, replace=False))])
+        coarse, path = rng.random((4, 6, len(keys)), dtype=np.float32), cam_file.path_of(folder, entry.name)
+        grids = [cv2.resize(coarse, [max(1, round(side * scale / STRIDE)) for side in size[::-1]]) for scale in (1.0, 0.5, 1.5, 2.0)]
+        cam_file.save(path, keys, size, is_cam=[grid.transpose(2, 0, 1) for grid in grids])
+        maps = cam_file.load(path).is_cam
+        np.savez(folder / f"full/{i}.npz", keys=keys, maps=maps)
+        mask = keys[np.roll(maps, size[1] // 10, 2).argmax(0)].astype(np.uint8)  # about as right as maps are
+        mask[:: max(size[0] // 20, 2)] = 255
+        Image.fromarray(mask).save(entry.mask)
+
+    def streaming(context: Context) -> Results:
+        compare = partial(eval_cam.compare, run_dir=folder, kinds=["is_cam"], num_classes=NUM_CLASSES)
+        matrix = metrics.evaluate(compare, entries, context, args.num_workers)[0]["is_cam"]
+        return lambda: dict(zip(COUNTS, (matrix.diagonal().copy(), matrix.sum(1), matrix.sum(0))))
+
+    def all_at_once(context: Context) -> Results:
+        maps, masks, found = [], [], {name: np.zeros(NUM_CLASSES, np.int64) for name in COUNTS}
+        for i, entry in enumerate(entries):
+            with np.load(folder / f"full/{i}.npz", allow_pickle=False) as arrays:
+                maps.append((arrays["keys"], arrays["maps"]))
+            masks.append(np.asarray(Image.open(entry.mask)))
+        for (keys, scores), mask in zip(maps, masks):
+            label, counted = keys[scores.argmax(0)], mask != 255
+            for k in range(NUM_CLASSES):
+                parts = (label == k) & (mask == k) & counted, (mask == k) & counted, (label == k) & counted
+                for name, part in zip(COUNTS, parts):
+                    found[name][k] += np.sum(part)
+        return lambda: found
+
+    return ({"eval_cam": streaming, "all at once": all_at_once}, count, dict.fromkeys(COUNTS, 0))
+
+
+class FloatCrops(TrainingCrops):
+    """TrainingCrops that normalise in the worker: image (3, C, C) float32, inside (C, C) float32."""
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Tensor]:
+        item = super().__getitem__(epoch_and_index)
+        return item | {"image": normalize(item["image"][None], item["inside"][None])[0], "inside": item["inside"].float()}
+
+
+def input_section(args: Namespace) -> Section:
+    """The training loader up to normalised crops on the device, against normalising to float32 in its workers."""
+    _, entries, labels = open_pictures(args, args.sizes.loaded)
+    batches = ResumableBatches(len(entries), 16, 1, SEED)
+
+    def load(context: Context, kind: type[TrainingCrops]) -> Results:
+        images, insides = [], []
+        crops = kind(entries, labels, (320, 640), args.sizes.crop, SEED)
+        for batch in training_loader(crops, batches, args.num_workers, pin_memory=context.is_cuda):
+            image, inside, _ = (value.to(context.device, non_blocking=True) for value in batch.values())
+            images.append((normalize(image, inside) if image.dtype == torch.uint8 else image).mean((2, 3)))
+            insides.append(inside.float().mean((1, 2)))
+        return lambda: {"image": torch.cat(images), "inside": torch.cat(insides)}
+
+    versions = {"bytes": partial(load, kind=TrainingCrops), "floats": partial(load, kind=FloatCrops)}
+    return (versions, 16 * len(batches), {"image": 1e-5, "inside": 0})
+
+
+def dense_walk(cam: Tensor, edge: Tensor) -> Tensor:
+    """The formula as it is written: a power of the matrix of all pairs of cells."""
+    height, width = edge.shape
+    index = torch.arange(height * width, device=edge.device).view(height, width)
+    matrix = torch.eye(height * width, device=edge.device)
+    for path in search_paths(RADIUS):
+        dy, dx = path[0]
+        rows, columns, left = height - dy, width - abs(dx), max(0, -dx)
+        strongest = torch.stack([edge[y : y + rows, left + x : left + x + columns] for y, x in path]).amax(0)
+        source, target = index[:rows, left : left + columns], index[dy:, left + dx : left + dx + columns]
+        matrix[source, target] = matrix[target, source] = (1 - strongest) ** BETA
+    matrix = torch.linalg.matrix_power(matrix / matrix.sum(0), 2**EXP_TIMES)
+    return ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
+
+
+def walk_section(args: Namespace) -> Section:
+    """The random walk by offsets, against the dense transition matrix; three random maps, and boundaries of which few are strong."""
+    grid, generator = args.sizes.walk_cuda if args.context.is_cuda else args.sizes.walk, torch.Generator().manual_seed(0)
+    drawn = torch.rand(3, *grid, generator=generator), torch.rand(grid, generator=generator) ** 4
+    cam, edge = (value.to(args.context.device) for value in drawn)
+
+    def work(context: Context, formula: Callable) -> Results:
+        maps = formula(cam, edge)
+        return lambda: {"maps": maps / maps.max()}
+
+    offsets = partial(random_walk, radius=RADIUS, beta=BETA, exp_times=EXP_TIMES)
+    return ({"offsets": partial(work, formula=offsets), "dense matrix": partial(work, formula=dense_walk)}, 1, {"maps": 1e-3})
+
+
+SECTIONS = {"prototypes": map_section, "training_step": step_section, "cams": cam_section, "evaluation": evaluation_section}
+SECTIONS |= {"input": input_section, "random_walk": walk_section}
+
+
+def memory(context: Context, peak: bool = False) -> float:
+    """Megabytes that are held now, where the peak begins, or were held at the peak; 0 where the system does not say."""
+    if context.is_cuda:
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        if not peak:
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory that a call could take would hide what it takes
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, AttributeError):
+        return 0
+
+
+def call(work: Work, context: Context, with_memory: bool = False) -> tuple[Results, float, float]:
+    """Results, seconds, and the megabytes that the call added at its peak."""
+    synchronize = torch.cuda.synchronize if context.is_cuda else lambda: None
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars would run through the table
+        synchronize()
+        before = memory(context) if with_memory else 0
+        start = time.perf_counter()
+        results = work(context)
+        synchronize()
+        seconds = time.perf_counter() - start
+    return results, seconds, memory(context, peak=True) - before
+
+
+def largest_differences(versions: Versions, names: Iterable[str], device: torch.device) -> dict[str, float]:
+    """How far the results of all versions lie from the project's, in float32; CAM files are written without rounding for it."""
+    found, exact = [], partial(cam_file.save, dtype=np.float32)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), mock.patch.object(cam_file, "save", exact):
+        for work in versions.values():
+            results = call(work, Context(device))[0]()
+            found.append({name: torch.as_tensor(results[name]).detach().double().cpu() for name in names if name in results})
+    return {name: max((found[0][name] - one[name]).abs().max().item() for one in found[1:] if name in one) for name in found[0]}
+
+
+def measure(build: Callable[[Namespace], Section], args: Namespace) -> dict[str, Any]:
+    """The rows of a section, the differences of its results, and which of them are too large."""
+    start, context = time.perf_counter(), args.context
+    versions, pictures, tolerances = build(args)
+    differences = largest_differences(versions, tolerances, context.device)
+    if context.is_cuda or context.amp:  # that was at another precision: choose the kernels of this one
+        for work in versions.values():
+            call(work, context)
+    runs = {name: [] for name in versions}
+    for repeat in range(args.repeats):
+        if repeat and time.perf_counter() - start > args.time_box:
+            break
+        for name, work in versions.items():
+            runs[name].append(call(work, context, with_memory=repeat == 0)[1:])
+    medians = {name: float(np.median([seconds for seconds, _ in of])) for name, of in runs.items()}
+    project = next(iter(medians.values()))
+    rows = [
+        {"version": name, "seconds": median, "ratio": median / project, "megabytes": runs[name][0][1]}
+        | {"pictures_per_second": pictures / median, "runs": len(runs[name])}
+        for name, median in medians.items()
+    ]
+    wrong = [f"{name} differs by {value:.1e}" for name, value in differences.items() if not value <= tolerances[name]]
+    return {"rows": rows, "differences": differences, "error": ", ".join(wrong) or None}
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to compare (default: everything)")
+    add("--size", choices=SIZES, default="small", help="small: seconds, to see that all works; published: to measure (default small)")
+    add("--repeats", type=positive_int, default=3, help="timed calls of each version, of which the median counts (default 3)")
+    add("--time_box", type=positive_int, default=3600, help="seconds after which a section stops repeating (default 3600)")
+    add("--json", type=Path, help="file for the numbers, rewritten after each section (default: none)")
+    add("--dataset_root", type=Path, help="folder of VOC 2012 for cams and input (default: drawn pictures)")
+    add_device(parser)
+    add_workers(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    context = args.context = Context(choose_device(args.device), amp=AMP[args.amp])
+    args.sizes = SIZES[args.size]
+    machine = torch.cuda.get_device_name(context.device) if context.is_cuda else f"CPU, {torch.get_num_threads()} threads"
+    content = {"machine": machine, "torch": torch.__version__, "size": args.size, "amp": args.amp, "sections": {}}
+    print(
+        f"{machine}; sizes: {args.size}; amp {args.amp}\n{'section':<15}{'version':<30}{'seconds':>10}{'ratio':>9}{'MB':>9}{'pictures/s':>12}"
+    )
+    for name in args.section:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                result = measure(SECTIONS[name], Namespace(**vars(args) | {"folder": Path(folder)}))
+        except Exception as error:  # the next section may well work
+            result = {"rows": [], "differences": {}, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        for row in result["rows"]:
+            numbers = f"{row['seconds']:>10.4g}{row['ratio']:>9.2f}{row['megabytes']:>9,.0f}{row['pictures_per_second']:>12.4g}"
+            print(f"{name:<15}{row['version']:<30}{numbers}", flush=True)
+        if result["error"]:
+            print(f"{name:<15}FAILED: {result['error']}", flush=True)
+        content["sections"][name] = result
+        if args.json:
+            write_json(args.json, content)
+        gc.collect()
+        torch.cuda.empty_cache()
+    if any(result["error"] for result in content["sections"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(cli_main(main))

@@ -1,0 +1,378 @@
+"""PASCAL VOC 2012 and SBD from their archives: the lists, masks and tags that come out, and what is missing or damaged."""
+
+import csv
+import io
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy.io
+from common import NAMES, bytes_below, files_below, times_below, write_lines
+from PIL import Image
+from scipy.sparse import csc_matrix
+
+import prepare_voc
+from data.registry import open_dataset
+from errors import InputError
+from tool import prepare
+
+BELOW, SBD = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
+LISTS, MASKS, TAGS = f"{BELOW}/ImageSets/Segmentation", f"{BELOW}/SegmentationClassAug", f"{BELOW}/tags.csv"
+TRAIN, VAL, EXTRA, LAST = NAMES[:2], NAMES[2:4], NAMES[4:], "2008_000007"  # extra: of SBD alone; last: of Main/trainval alone
+TRAIN_AUG = sorted(TRAIN + EXTRA)
+SIZE = (48, 64)
+
+
+def write_mat(path: Path, mask: np.ndarray) -> None:
+    """A mask as SBD stores it."""
+    boundaries = np.empty((20, 1), object)
+    for i in range(20):
+        boundaries[i, 0] = csc_matrix(mask == i + 1)
+    scipy.io.savemat(path, {"GTcls": {"Boundaries": boundaries, "Segmentation": mask}}, do_compression=True)
+
+
+@pytest.fixture(scope="session")
+def official(fixed_voc, tmp_path_factory) -> SimpleNamespace:
+    """A tree of VOC and SBD as they are published, with seven pictures; the masks and tags that are to come out; both archives."""
+    tree, masks, tags = tmp_path_factory.mktemp("official") / "tree", {}, {}
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation", "ImageSets/Main"):
+        (tree / BELOW / folder).mkdir(parents=True)
+    for folder in ("cls", "img"):
+        (tree / SBD / folder).mkdir(parents=True)
+    for name in [*NAMES, LAST]:
+        source = NAMES[1] if name == LAST else name
+        for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+            shutil.copyfile(fixed_voc / kind / f"{source}.{ending}", tree / BELOW / kind / f"{name}.{ending}")
+        tags[name] = {one.text for one in ElementTree.parse(tree / BELOW / f"Annotations/{name}.xml").iterfind("object/name")}
+        mask = np.array(Image.open(fixed_voc / f"SegmentationClass/{source}.png"))
+        if name not in (TRAIN[-1], VAL[-1], LAST):
+            write_mat(tree / SBD / f"cls/{name}.mat", mask)
+            masks[name] = mask.copy()
+        if name in TRAIN + VAL:
+            mask[:3] = 255  # so that it differs from SBD's
+            Image.fromarray(mask).save(tree / BELOW / f"SegmentationClass/{name}.png")
+            masks[name] = mask
+    (tree / SBD / "img/a.jpg").write_bytes(b"not needed")
+    (tree / BELOW / "SegmentationObject/a.png").write_bytes(b"not needed")
+    write_lines(tree / LISTS / "train.txt", *TRAIN)
+    write_lines(tree / LISTS / "val.txt", *VAL)
+    write_lines(tree / BELOW / "ImageSets/Main/trainval.txt", TRAIN[0], *VAL, LAST)
+    write_lines(tree / SBD / "train.txt", TRAIN[0], EXTRA[0], VAL[1])  # SBD trains on some of VOC's val
+    write_lines(tree / SBD / "val.txt", VAL[0], *EXTRA[1:])
+    voc, sbd = pack(tree, "VOCdevkit", "tar"), pack(tree, "benchmark_RELEASE", "tgz")
+    return SimpleNamespace(tree=tree, masks=masks, tags=tags, voc=voc, sbd=sbd)
+
+
+def pack(tree: Path, name: str, ending: str) -> Path:
+    path = tree.parent / f"{name}.{ending}"
+    with tarfile.open(path, "w:gz" if ending == "tgz" else "w") as archive:
+        archive.add(tree / name, name)
+    return path
+
+
+@pytest.fixture
+def tree(official, tmp_path) -> Path:
+    """A copy of both datasets, to spoil."""
+    return shutil.copytree(official.tree, tmp_path / "tree")
+
+
+@pytest.fixture(autouse=True)
+def seven_pictures_are_all(monkeypatch):
+    monkeypatch.setattr(prepare_voc, "COUNTS", {"JPEGImages/{}.jpg": 7, "Annotations/{}.xml": 7, "SegmentationClass/{}.png": 4})
+    for name, count in {"TRAIN": 2, "VAL": 2, "TRAIN_AUG": 4, "SBD_MASKS": 4}.items():
+        monkeypatch.setattr(prepare_voc, name, count)
+
+
+def run(root: Path, *flags, checksum: bool = False, num_workers: int = 0) -> tuple[str, str | None]:
+    """What is printed, and the error in one line, if any."""
+    argv = ["--root", root, "--num_workers", num_workers, *["--no-checksum"] * (not checksum), *flags]
+    with redirect_stdout(io.StringIO()) as printed:
+        try:
+            prepare_voc.main([str(one) for one in argv])
+        except InputError as error:
+            assert "\n" not in str(error)
+            return printed.getvalue(), str(error)
+    return printed.getvalue(), None
+
+
+def verdicts(printed: str) -> dict[str, str]:
+    """What the table says of each count that is not as expected."""
+    rows = re.findall(r"^(\S.*?) +[\d,]+ +[\d,]+  (.*)$", printed, re.MULTILINE)
+    assert len(rows) == 8
+    return {what: verdict for what, verdict in rows if verdict != "OK"}
+
+
+def problems_in(printed: str) -> list[str]:
+    return [line.strip() for line in printed.partition("\nproblems (")[2].splitlines()[1:]]
+
+
+def listed(root: Path) -> list[str]:
+    return (root / LISTS / "train_aug.txt").read_text().splitlines()
+
+
+def assert_prepared(root: Path, official: SimpleNamespace, train_aug: list[str] = TRAIN_AUG, no_mask: str = "", no_tags: str = "") -> None:
+    """The list, the masks and the tags are as they should be, but for a picture without a mask or without tags."""
+    assert listed(root) == train_aug
+    with open(root / TAGS, newline="", encoding="utf-8") as file:
+        heading, *rows = csv.reader(file)
+    assert heading == ["name", "classes"]
+    tags = {name: set(classes.split(";")) for name, classes in rows}
+    assert {name: tags[name] for name in tags if name != no_tags} == {
+        name: official.tags[name] for name in official.tags if name != no_tags
+    }
+    names = {*train_aug, *VAL} & official.masks.keys() - {no_mask}
+    assert files_below(root / MASKS) == {f"{name}.png" for name in names}
+    assert [name for name in names if not np.array_equal(np.asarray(Image.open(root / MASKS / f"{name}.png")), official.masks[name])] == []
+
+
+class TestWays:
+    def test_two_archives_become_a_dataset(self, official, tmp_path):
+        printed, error = run(tmp_path / "new/root", "--archive", official.voc, "--sbd", official.sbd, num_workers=2)
+        assert (error, verdicts(printed), problems_in(printed)) == (None, {}, [])
+        assert_prepared(tmp_path / "new/root", official)
+        there = bytes_below(tmp_path / "new/root")
+        for path, content in bytes_below(official.tree).items():
+            assert there.get(path) == (None if content == b"not needed" else content)
+        dataset = open_dataset("voc", tmp_path / "new/root")
+        entries = dataset.entries("train_aug")
+        assert dataset.labels(entries).sum() == sum(len(official.tags[name]) for name in TRAIN_AUG)
+
+    @pytest.mark.parametrize("below", ["", "benchmark_RELEASE", "benchmark_RELEASE/dataset"])
+    def test_sbd_may_be_a_folder(self, below, official, tmp_path):
+        assert run(tmp_path / "root", "--archive", official.voc, "--sbd", official.tree / below)[1] is None
+        assert_prepared(tmp_path / "root", official)
+        assert not (tmp_path / "root/benchmark_RELEASE").exists()
+
+    def test_sbds_archive_may_be_beside_vocs(self, official, tmp_path):
+        sbd = shutil.copy(official.sbd, tmp_path / prepare_voc.SBD_SOURCE.file)
+        assert run(tmp_path / "root", "--archive", official.voc, sbd)[1] is None
+        assert_prepared(tmp_path / "root", official)
+        with pytest.raises(SystemExit):
+            prepare_voc.parse_args(["--root", str(tmp_path), "--archive", str(sbd), "--sbd", str(official.sbd)])
+
+    @pytest.mark.parametrize("lost", ["", "train.txt", "val.txt", "cls"])
+    def test_archives_in_the_root_are_unpacked_until_all_is_there(self, lost, official, tmp_path):
+        for path, source in ((official.voc, prepare_voc.VOC_SOURCE), (official.sbd, prepare_voc.SBD_SOURCE)):
+            shutil.copy(path, tmp_path / source.file)
+        if lost:
+            shutil.copytree(official.tree, tmp_path, dirs_exist_ok=True)
+            path = tmp_path / SBD / lost
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+            (tmp_path / LISTS / "val.txt").unlink()
+        assert run(tmp_path)[1] is None
+        assert_prepared(tmp_path, official)
+        for source in (prepare_voc.VOC_SOURCE, prepare_voc.SBD_SOURCE):
+            (tmp_path / source.file).write_bytes(b"not read again")
+        assert run(tmp_path)[1] is None
+
+    @pytest.mark.parametrize("below", ["", BELOW])
+    def test_unpacked_files_are_found_in_the_root_and_below(self, below, official, tree):
+        assert run(tree / below, "--sbd", official.tree)[1] is None
+        assert_prepared(tree, official)
+
+
+class TestDownload:
+    @pytest.fixture
+    def downloaded(self, official, monkeypatch) -> list[str]:
+        """The names of the archives that were downloaded; that is, copied."""
+        names = []
+
+        def download(url: str, path: Path, md5: str) -> None:
+            source = next(one for one in (prepare_voc.VOC_SOURCE, prepare_voc.SBD_SOURCE) if one.file == path.name)
+            assert (url, md5) == (source.url, source.md5)
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(official.voc if source == prepare_voc.VOC_SOURCE else official.sbd, path)
+                names.append(path.name)
+
+        monkeypatch.setattr(prepare, "download", download)
+        return names
+
+    def test_what_is_missing_is_downloaded_once(self, official, downloaded, tmp_path):
+        for _ in range(2):
+            assert run(tmp_path / "root", "--download")[1] is None
+            for path in (tmp_path / "root").glob("*.t*"):
+                path.unlink()
+        assert downloaded == [prepare_voc.VOC_SOURCE.file, prepare_voc.SBD_SOURCE.file]
+        assert_prepared(tmp_path / "root", official)
+
+    def test_what_is_given_is_not_downloaded(self, official, downloaded, tree, tmp_path):
+        run(tmp_path / "one", "--download", "--sbd", official.sbd)
+        run(tmp_path / "two", "--download", "--archive", official.voc)
+        run(tree / BELOW, "--download", "--sbd", official.tree)
+        assert downloaded == [prepare_voc.VOC_SOURCE.file, prepare_voc.SBD_SOURCE.file]
+
+    def test_nothing_is_downloaded_unasked(self, downloaded, tmp_path):
+        assert str(tmp_path) in run(tmp_path)[1]
+        assert downloaded == []
+
+    def test_the_archives_are_the_publishers(self):
+        assert prepare_voc.VOC_SOURCE[::2] == ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
+        assert prepare_voc.SBD_SOURCE[::2] == ("benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb")
+
+
+class TestAgain:
+    def test_a_second_run_writes_only_what_is_missing(self, official, tmp_path):
+        flags = tmp_path / "root", "--archive", official.voc, "--sbd", official.sbd
+        first, times, content = run(*flags), times_below(tmp_path), bytes_below(tmp_path)
+        assert run(*flags) == first
+        assert (times_below(tmp_path), bytes_below(tmp_path)) == (times, content)
+        lost = {f"root/{name}" for name in (f"{MASKS}/{TRAIN[0]}.png", f"{BELOW}/JPEGImages/{LAST}.jpg", TAGS, f"{LISTS}/train_aug.txt")}
+        for name in lost:
+            (tmp_path / name).unlink()
+        assert run(*flags) == first
+        assert bytes_below(tmp_path) == content
+        assert {name for name, time in times_below(tmp_path).items() if time != times[name]} == lost
+
+    @pytest.mark.parametrize("name", [f"{LISTS}/train_aug.txt", TAGS, f"{MASKS}/{TRAIN[0]}.png"])
+    def test_files_of_other_content_are_kept_and_replaced_by_overwrite(self, name, official, tree):
+        run(tree)
+        if name.endswith(".png"):
+            Image.fromarray(np.zeros(SIZE, np.uint8)).save(tree / name)
+        else:
+            (tree / name).write_text(f"{TRAIN[0]}{',cat' * name.endswith('csv')}\n")
+        other = (tree / name).read_bytes()
+        printed, error = run(tree)
+        assert (tree / name).read_bytes() == other
+        if not name.endswith(".png"):
+            assert error.startswith(str(tree / BELOW)) and [line.split(": ")[0] for line in problems_in(printed)] == [str(tree / name)]
+        assert run(tree, "--overwrite")[1] is None
+        assert_prepared(tree, official)
+
+    def test_a_list_of_the_same_names_in_another_form_is_no_problem(self, tree):
+        lines = (f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in TRAIN_AUG)
+        path = write_lines(tree / LISTS / "train_aug.txt", *lines)
+        before = path.read_bytes()
+        assert run(tree)[1] is None
+        assert path.read_bytes() == before
+
+    def test_a_tag_table_counts_where_there_are_no_annotations(self, official, tree):
+        shutil.rmtree(tree / BELOW / "Annotations")
+        table = "".join(f"{name},{';'.join(tags)}\n" for name, tags in official.tags.items() if name != TRAIN[0]) + f"{TRAIN[0]},\n"
+        (tree / TAGS).write_text(table)
+        assert verdicts(run(tree)[0]) == {"Annotations/*.xml": "7 missing", "train_aug and val, with tags": "1 missing"}
+        assert (tree / TAGS).read_text() == table
+
+
+class TestWithoutSbd:
+    @pytest.fixture(autouse=True)
+    def lose_sbd(self, tree):
+        shutil.rmtree(tree / "benchmark_RELEASE")
+
+    @pytest.mark.parametrize("has_main", [True, False])
+    def test_the_training_list_is_made_of_vocs_own(self, has_main, official, tree):
+        if not has_main:
+            shutil.rmtree(tree / BELOW / "ImageSets/Main")
+        printed, error = run(tree)
+        train_aug = [*TRAIN, LAST] if has_main else TRAIN
+        assert_prepared(tree, official, train_aug=train_aug)
+        assert error is None and f" {len(train_aug)} pictures instead of 4" in printed and " 4 of train_aug and val have a mask" in printed
+
+    @pytest.mark.parametrize(
+        ("names", "overwrite", "stays"),
+        [(TRAIN_AUG[::-1], False, True), (TRAIN_AUG[::-1], True, True), (EXTRA, False, True), (EXTRA, True, False)],
+    )
+    def test_a_training_list_that_is_there_stays(self, names, overwrite, stays, tree):
+        write_lines(tree / LISTS / "train_aug.txt", *names)
+        printed, error = run(tree, *["--overwrite"] * overwrite)
+        assert error is None
+        assert listed(tree) == (names if stays else [*TRAIN, LAST])
+        assert ("Without SBD" in printed) == (len(listed(tree)) != 4)
+
+
+def test_a_part_of_voc_is_prepared_and_not_taken_for_all_of_it(official, tree, monkeypatch):
+    monkeypatch.undo()
+    printed, error = run(tree)
+    assert error.startswith(str(tree / BELOW))
+    assert_prepared(tree, official)
+    assert len(verdicts(printed)) == 8 and verdicts(printed)["train_aug.txt, pictures"] == "10,578 missing"
+    shutil.rmtree(tree / "benchmark_RELEASE")
+    assert run(tree)[1].startswith(str(tree / BELOW))
+
+
+REFUSED = {
+    "VOC's archive not official": lambda official, tree: (official.voc, ["--archive", official.voc, "--checksum"]),
+    "SBD's archive not official": lambda official, tree: (official.sbd, ["--sbd", official.sbd, "--checksum"]),
+    "VOC's archive missing": lambda official, tree: (tree / "a.tar", ["--archive", tree / "a.tar"]),
+    "SBD missing": lambda official, tree: (tree / "a", ["--sbd", tree / "a"]),
+    "SBD's archive as VOC's": lambda official, tree: (official.sbd, ["--archive", official.sbd]),
+    "VOC's folder as SBD's": lambda official, tree: (tree / BELOW, ["--sbd", tree / BELOW]),
+    "nothing": lambda official, tree: (tree.parent / "root", []),
+    "SBD without cls": lambda official, tree: lose(tree, "cls"),
+    "SBD without val.txt": lambda official, tree: lose(tree, "val.txt"),
+}
+
+
+def lose(tree: Path, name: str) -> tuple[Path, list]:
+    (tree / SBD / name).rename(tree / "lost")
+    return tree, ["--sbd", tree]
+
+
+@pytest.mark.parametrize("how", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_is_named_before_anything_is_written(how, official, tree, tmp_path):
+    named, flags = how(official, tree)
+    assert run(tmp_path / "root", *flags)[1].startswith(f"{named}: ")
+    assert files_below(tmp_path / "root") == set()
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_an_official_list_that_is_missing_is_named(name, tree):
+    (tree / LISTS / f"{name}.txt").unlink()
+    assert run(tree)[1].startswith(f"{tree / LISTS / name}.txt: ")
+
+
+def test_archives_are_not_unpacked_beside_a_dataset_that_lies_elsewhere(official, tree):
+    before = times_below(tree)
+    assert run(tree / BELOW, "--archive", official.voc)[1].startswith(f"{tree / BELOW}: ")
+    assert times_below(tree) == before
+
+
+def save(mask: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(mask).save(path) if path.suffix == ".png" else write_mat(path, mask)
+
+
+def mat(content: dict) -> Callable[[Path], None]:
+    return lambda path: scipy.io.savemat(path, content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BLANK, CLASS_21 = np.zeros(SIZE, np.uint8), np.full(SIZE, 21, np.uint8)
+OF_SBD, OWN = f"{SBD}/cls/{EXTRA[1]}.mat", f"{BELOW}/SegmentationClass/{TRAIN[0]}.png"
+XML, JPG = f"{BELOW}/Annotations/{EXTRA[1]}.xml", f"{BELOW}/JPEGImages/{EXTRA[1]}.jpg"
+MASK, WITH_TAGS, AUG = "train_aug and val, with a mask", "train_aug and val, with tags", "train_aug.txt, pictures"
+SPOILED = {
+    "SBD's mask cut": (OF_SBD, cut, {MASK}),
+    "SBD's mask another variable": (OF_SBD, mat({"GTinst": {"Segmentation": BLANK}}), {MASK}),
+    "SBD's mask no struct": (OF_SBD, mat({"GTcls": BLANK}), {MASK}),
+    "SBD's mask letters": (OF_SBD, mat({"GTcls": {"Segmentation": "a mask"}}), {MASK}),
+    "SBD's mask of another size": (OF_SBD, save(BLANK[:-1]), {MASK}),
+    "SBD's mask of class 21": (OF_SBD, save(CLASS_21), {MASK}),
+    "VOC's mask cut": (OWN, cut, {MASK}),
+    "VOC's mask of class 21": (OWN, save(CLASS_21), {MASK}),
+    "annotation cut": (XML, cut, {WITH_TAGS}),
+    "annotation of another class": (XML, lambda path: path.write_text("<a><object><name>unicorn</name></object></a>"), {WITH_TAGS}),
+    "picture missing": (JPG, Path.unlink, {"JPEGImages/*.jpg", AUG, MASK, WITH_TAGS}),
+    "picture damaged": (JPG, lambda path: path.write_bytes(b""), {MASK}),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil", "missing"), SPOILED.values(), ids=SPOILED)
+def test_a_spoiled_file_is_named_and_the_rest_is_prepared(name, spoil, missing, official, tree):
+    spoil(tree / name)
+    printed, error = run(tree)
+    (problem,) = problems_in(printed)
+    assert str(tree / name) in problem
+    assert error.startswith(f"{tree / BELOW}: ")
+    assert verdicts(printed) == dict.fromkeys(missing, "1 missing")
+    spoiled, train_aug = Path(name).stem, [one for one in TRAIN_AUG if AUG not in missing or one != EXTRA[1]]
+    assert_prepared(tree, official, train_aug, spoiled * (MASK in missing), spoiled * (WITH_TAGS in missing))

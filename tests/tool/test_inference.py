@@ -1,0 +1,84 @@
+"""Networks from checkpoints of all kinds, and the maps and masks that they find in pictures."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data.annotations import read_classes
+from data.datasets import Pyramid
+from data.registry import VOC
+from errors import InputError
+from network.deeplab import DeepLab
+from network.sipe import SIPE
+from tool import checkpoint, inference
+from tool.context import Context
+
+CLASSES = read_classes(VOC.classes)
+SEGMENTATION = {"network": "deeplabv2_resnet50", "output_stride": 16}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ours", SIPE), ("authors", SIPE), ("segmentation", DeepLab)])
+def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
+    content = checkpoint.read(checkpoints[name])
+    tensors = content.get("model", content.get("net"))
+    for class_names in (None, CLASSES):
+        model, found = inference.load_network(checkpoints[name], class_names)
+        assert (type(model), found) == (kind, CLASSES)
+        assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),  # what the line names besides the file
+    [
+        *((content, "") for content in ({}, {"weights": 1}, {"model": {}})),
+        *(({"model": {}, "class_names": names}, "") for names in ([], "cat", [1, 2])),
+        *(({"net": net}, "") for net in ({}, [1], None, {"classifier.weight": torch.zeros(7, 1)}, {"classifier.weight": torch.tensor(1)})),
+        ({"net": {"classifier.weight": torch.zeros(20, 2048, 1, 1)}}, "tensor resnet50.conv1.weight"),
+        ({"model": None, "class_names": ["background", "cat"]}, "tensor resnet50.conv1.weight"),
+        ({"model": {}, "class_names": ["background", "cat"], "arguments": SEGMENTATION}, "tensor backbone.conv1.weight"),
+    ],
+)
+def test_a_file_that_is_no_network_is_refused(tmp_path, content, names):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError) as error:
+        inference.load_network(tmp_path / "other.pth")
+    assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and names in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_of_other_classes_is_refused(checkpoints):
+    with pytest.raises(InputError) as error:
+        inference.load_network(checkpoints["segmentation"], ("background", "cat"))
+    assert str(error.value).startswith(f"{checkpoints['segmentation']}: ")
+
+
+@pytest.mark.parametrize(
+    ("probability", "keys"),
+    [
+        ([[0.9, 0.9], [0.1, 0.0], [0.0, 0.09], [0.0, 0.01]], [0, 1]),  # what reaches 0.1 anywhere
+        ([[0.01, 0.01], [0.99, 0.99]], [0, 1]),  # the background in any case
+        ([[0.05], *[[0.04]] * 10, [0.09], *[[0.046]] * 10], [0, 11]),  # what wins a pixel, although it does not reach 0.1
+    ],
+)
+def test_likely_classes_by_hand(probability, keys):
+    assert inference.likely_classes(np.array(probability, np.float32)[:, None]).tolist() == keys
+
+
+class Columns(nn.Module):
+    """A segmentation network that finds class 1 in the left half of a picture and of its mirror image."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(image), 3, 2, 2)
+        logits[0, 1, :, 0] = logits[1, 1, :, 1] = 20
+        logits[:, 0] += 10
+        return logits
+
+
+@pytest.mark.parametrize("use_crf", [False, True])
+def test_segment_keeps_the_likely_classes_at_the_pictures_size(use_crf):
+    images = [torch.zeros(3, side, side, dtype=torch.uint8) for side in (8, 16)]
+    item = Pyramid(0, images, torch.zeros(0), (16, 16), (8, 8), 1, np.zeros((16, 16, 3), np.uint8))
+    keys, maps = inference.segment(Columns(), item, 8, use_crf, Context(torch.device("cpu")))
+    assert (keys.tolist(), maps.shape) == ([0, 1], (2, 16, 16))
+    if not use_crf:  # one flat colour has no borders
+        assert np.array_equal(keys[maps.argmax(0)], np.repeat([1, 0], 8)[None].repeat(16, 0))
