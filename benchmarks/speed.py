@@ -3,10 +3,9 @@
     python -m benchmarks.speed [--section NAME ...] [--size small|published] [--device auto|cpu|cuda] [--json FILE]
 
 All versions run once in float32, and their results must agree. Then they take turns, and the median of their times counts. The ratio is
-a version's time divided by the project's. MB is what a call adds to the memory held before it, at its peak: torch's own on a GPU, on Linux
-the process's (without its workers) otherwise. A section that fails is reported, and the next one runs.
-
-Pictures are drawn, and networks have random weights, so no data is needed. "published" takes the sizes of VOC and COCO: minutes and 9 GB.
+a version's time divided by the project's. MB is what a call adds, at its peak, to the memory held before it: torch's own on a GPU, else the
+process's, without its workers, on Linux. A section that fails is reported, and the next one runs. Pictures are drawn, and networks have
+random weights, so no data is needed. "published" takes the sizes of VOC and COCO: minutes and 9 GB.
 """
 
 import contextlib
@@ -40,24 +39,19 @@ from data.datasets import Pyramids, ResumableBatches, TrainingCrops, inference_l
 from data.demo import draw_dataset
 from data.registry import Dataset, Entries, open_dataset
 from data.transforms import normalize
-from network import prototypes
-from network.losses import classification_loss, consistency_loss
-from network.resnet import freeze_batchnorm
+from network import losses, prototypes, resnet
 from network.sipe import SIPE, Localization, add_mirror, general_cam, label_mask
-from tool import cam_file, metrics
+from tool import cam_file, inference, metrics, outputs
 from tool.context import AMP, Context, add_device, add_workers, choose_device, cli_main, command_parser, positive_int, seed_everything
-from tool.inference import to_device
-from tool.outputs import write_json
 from tool.random_walk import random_walk, search_paths
 from tool.trainer import RunFiles, Trainer
 
 STRIDE, NUM_CLASSES, SEED = 16, 21, 15
 COUNTS = ("intersection", "truth", "prediction")  # pixels of each class
-BETA, EXP_TIMES, RADIUS = 10, 8, 5  # of the random walk
-# fmt: off
+RADIUS, BETA, EXP_TIMES = 5, 10, 8  # random_walk's defaults
 SIZES = {
     "small": Namespace(
-        maps=(2, 5, 6, (16, 12)), batch=2, crop=64, side=64, cams=2, scales=(1.0, 0.5), loaded=16,
+        maps=(2, 5, 6, (16, 12)), batch=2, crop=48, side=32, cams=2, scales=(1.0, 2.0), loaded=16,
         evaluated=8, evaluated_size=(30, 40), walk=(16, 12), walk_cuda=(16, 12),
     ),
     "published": Namespace(
@@ -66,13 +60,10 @@ SIZES = {
         cams=8, scales=(1.0, 0.5, 1.5, 2.0), loaded=128, evaluated=490, evaluated_size=(375, 500),  # numbers of pictures
         walk=(47, 63), walk_cuda=(94, 125),  # cells; the latter of a picture of 375x500, whose dense matrix takes a CPU minutes
     ),
-}
-# fmt: on
+}  # fmt: skip
 
 Results = Callable[[], dict[str, Any]]  # what a call found; read outside of its time
 Work = Callable[[Context], Results]
-
-
 Versions = dict[str, Work]  # of one piece of work, the project's first
 Section = tuple[Versions, int, dict[str, float]]  # and pictures a call, and how far each result may lie from the project's, where compared
 
@@ -123,12 +114,10 @@ def draw_labels(batch: int, classes: int, tags: int, side: int, padded: int, gen
 
 def map_section(args: Namespace) -> Section:
     """Seeds, prototypes and IS-CAM with the gradient, against the authors' broadcasting."""
-    batch, classes, grid, widths = args.sizes.maps
-    generator = torch.Generator().manual_seed(0)
+    (batch, classes, grid, widths), generator = args.sizes.maps, torch.Generator().manual_seed(0)
 
     def smooth(channels: int) -> Tensor:
-        coarse = torch.randn(batch, channels, 4, 4, generator=generator)
-        return F.interpolate(coarse, (grid, grid), mode="bicubic", align_corners=True)
+        return F.interpolate(torch.randn(batch, channels, 4, 4, generator=generator), (grid, grid), mode="bicubic", align_corners=True)
 
     drawn = draw_labels(batch, classes, 3, grid * STRIDE, grid * STRIDE // 4, generator)
     label, inside, logits = (value.to(args.context.device) for value in (*drawn.values(), smooth(classes - 1)))
@@ -137,11 +126,11 @@ def map_section(args: Namespace) -> Section:
     def forward_and_backward(context: Context, model: type[SIPE]) -> Results:
         leaf = features.detach().requires_grad_()
         out = model.forward(Namespace(forward_features=lambda image: (logits, layer4, leaf)), None, label, inside)
-        consistency_loss(out.cam, out.is_cam).backward()
+        losses.consistency_loss(out.cam, out.is_cam).backward()
         return lambda: {"seeds": out.seeds, "IS-CAM": out.is_cam, "gradient": leaf.grad}
 
-    versions = {"products": partial(forward_and_backward, model=SIPE), "broadcasting": partial(forward_and_backward, model=Broadcast)}
-    return (versions, batch, {"seeds": 0, "IS-CAM": 1e-5, "gradient": 1e-6})
+    versions = {name: partial(forward_and_backward, model=model) for name, model in (("products", SIPE), ("broadcasting", Broadcast))}
+    return versions, batch, {"seeds": 0, "IS-CAM": 1e-5, "gradient": 1e-6}
 
 
 def bare_resnet50(num_classes: int) -> nn.Module:
@@ -154,8 +143,7 @@ def bare_resnet50(num_classes: int) -> nn.Module:
 
 def bare_step(run: Trainer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], None]:
     with run.context.autocast():
-        loss = classification_loss(run.network(normalize(batch["image"], batch["inside"])), batch["label"])
-    run.optimizer.zero_grad(set_to_none=True)
+        loss = losses.classification_loss(run.network(normalize(batch["image"], batch["inside"])), batch["label"])
     run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -173,7 +161,7 @@ def step_section(args: Namespace) -> Section:
         flags = train_resnet50_SIPE.parse_args(["--run_dir", str(args.folder), "--lr", "1e-6"])  # nothing is to be learned
         seed_everything(0)
         model = build(NUM_CLASSES).to(args.context.device, memory_format=torch.channels_last).train()
-        freeze_batchnorm(model)
+        resnet.freeze_batchnorm(model)
         groups = [], []
         for name, parameter in model.named_parameters():
             groups[name.startswith(("classifier", "side", "fc"))].extend([parameter] * parameter.requires_grad)
@@ -209,10 +197,9 @@ def cam_section(args: Namespace) -> Section:
     dataset, entries, labels = open_pictures(args, args.sizes.cams)
     flags = ["--dataset_root", str(dataset.root), "--run_dir", str(args.folder), "--num_workers", str(args.num_workers)]
     flags = make_cam.parse_args([*flags, "--scales", *map(str, args.sizes.scales)])
-    (args.folder / "plain").mkdir()
     seed_everything(0)
     plain = SIPE(dataset.num_classes).eval().to(args.context.device)
-    folded = to_device(copy.deepcopy(plain), args.context)
+    folded = inference.to_device(copy.deepcopy(plain), args.context)
 
     def whole(context: Context) -> Results:
         make_cam.make_cams(folded, entries, labels, flags, context)
@@ -234,18 +221,17 @@ def cam_section(args: Namespace) -> Section:
                     total[kind] = total[kind] + F.interpolate(grid.cpu(), item.size, mode="bilinear", align_corners=False)[0]
             total = {"is_cam": prototypes.peak_normalize(total["is_cam"]), "cam": total["cam"] / len(flags.scales)}
             kept = {kind: maps[kept_classes(item.label)].numpy() for kind, maps in total.items()}
-            np.savez(args.folder / f"plain/{entries[item.index].name}.npz", **kept)
-        files = ((name, np.load(args.folder / f"plain/{name}.npz", allow_pickle=False)) for name in entries.names())
+            np.savez(args.folder / f"plain-{entries[item.index].name}.npz", **kept)
+        files = ((name, np.load(args.folder / f"plain-{name}.npz", allow_pickle=False)) for name in entries.names())
         return lambda: {f"{kind} {name}": file[kind] for name, file in files for kind in cam_file.KINDS}
 
     tolerances = {f"{kind} {name}": 1e-4 for kind in cam_file.KINDS for name in entries.names()}
-    return ({"make_cam": whole, "one by one": one_by_one}, len(entries), tolerances)
+    return {"make_cam": whole, "one by one": one_by_one}, len(entries), tolerances
 
 
 def evaluation_section(args: Namespace) -> Section:
     """eval_cam.py's counts, picture by picture, against all maps in memory, at full size in float32, and a loop over classes."""
     count, size, folder, rng = args.sizes.evaluated, args.sizes.evaluated_size, args.folder, np.random.default_rng(0)
-    (folder / "full").mkdir()
     entries = Entries.of((str(i), "", str(folder / f"{i}.png")) for i in range(count))
     for i, entry in enumerate(entries):
         keys = np.array([0, *sorted(rng.choice(np.arange(1, NUM_CLASSES), 1 + i % 2, replace=False))])
@@ -253,7 +239,7 @@ def evaluation_section(args: Namespace) -> Section:
         grids = [cv2.resize(coarse, [max(1, round(side * scale / STRIDE)) for side in size[::-1]]) for scale in (1.0, 0.5, 1.5, 2.0)]
         cam_file.save(path, keys, size, is_cam=[grid.transpose(2, 0, 1) for grid in grids])
         maps = cam_file.load(path).is_cam
-        np.savez(folder / f"full/{i}.npz", keys=keys, maps=maps)
+        np.savez(folder / f"full-{i}.npz", keys=keys, maps=maps)
         mask = keys[np.roll(maps, size[1] // 10, 2).argmax(0)].astype(np.uint8)  # about as right as maps are
         mask[:: max(size[0] // 20, 2)] = 255
         Image.fromarray(mask).save(entry.mask)
@@ -264,20 +250,19 @@ def evaluation_section(args: Namespace) -> Section:
         return lambda: dict(zip(COUNTS, (matrix.diagonal().copy(), matrix.sum(1), matrix.sum(0))))
 
     def all_at_once(context: Context) -> Results:
-        maps, masks, found = [], [], {name: np.zeros(NUM_CLASSES, np.int64) for name in COUNTS}
+        maps, masks, counts = [], [], np.zeros((len(COUNTS), NUM_CLASSES), np.int64)
         for i, entry in enumerate(entries):
-            with np.load(folder / f"full/{i}.npz", allow_pickle=False) as arrays:
+            with np.load(folder / f"full-{i}.npz", allow_pickle=False) as arrays:
                 maps.append((arrays["keys"], arrays["maps"]))
             masks.append(np.asarray(Image.open(entry.mask)))
         for (keys, scores), mask in zip(maps, masks):
             label, counted = keys[scores.argmax(0)], mask != 255
             for k in range(NUM_CLASSES):
                 parts = (label == k) & (mask == k) & counted, (mask == k) & counted, (label == k) & counted
-                for name, part in zip(COUNTS, parts):
-                    found[name][k] += np.sum(part)
-        return lambda: found
+                counts[:, k] += [part.sum() for part in parts]
+        return lambda: dict(zip(COUNTS, counts))
 
-    return ({"eval_cam": streaming, "all at once": all_at_once}, count, dict.fromkeys(COUNTS, 0))
+    return {"eval_cam": streaming, "all at once": all_at_once}, count, dict.fromkeys(COUNTS, 0)
 
 
 class FloatCrops(TrainingCrops):
@@ -294,8 +279,7 @@ def input_section(args: Namespace) -> Section:
     batches = ResumableBatches(len(entries), 16, 1, SEED)
 
     def load(context: Context, kind: type[TrainingCrops]) -> Results:
-        images, insides = [], []
-        crops = kind(entries, labels, (320, 640), args.sizes.crop, SEED)
+        images, insides, crops = [], [], kind(entries, labels, (320, 640), args.sizes.crop, SEED)
         for batch in training_loader(crops, batches, args.num_workers, pin_memory=context.is_cuda):
             image, inside, _ = (value.to(context.device, non_blocking=True) for value in batch.values())
             images.append((normalize(image, inside) if image.dtype == torch.uint8 else image).mean((2, 3)))
@@ -303,7 +287,7 @@ def input_section(args: Namespace) -> Section:
         return lambda: {"image": torch.cat(images), "inside": torch.cat(insides)}
 
     versions = {"bytes": partial(load, kind=TrainingCrops), "floats": partial(load, kind=FloatCrops)}
-    return (versions, 16 * len(batches), {"image": 1e-5, "inside": 0})
+    return versions, 16 * len(batches), {"image": 1e-5, "inside": 0}
 
 
 def dense_walk(cam: Tensor, edge: Tensor) -> Tensor:
@@ -331,8 +315,7 @@ def walk_section(args: Namespace) -> Section:
         maps = formula(cam, edge)
         return lambda: {"maps": maps / maps.max()}
 
-    offsets = partial(random_walk, radius=RADIUS, beta=BETA, exp_times=EXP_TIMES)
-    return ({"offsets": partial(work, formula=offsets), "dense matrix": partial(work, formula=dense_walk)}, 1, {"maps": 1e-3})
+    return {"offsets": partial(work, formula=random_walk), "dense matrix": partial(work, formula=dense_walk)}, 1, {"maps": 1e-3}
 
 
 SECTIONS = {"prototypes": map_section, "training_step": step_section, "cams": cam_section, "evaluation": evaluation_section}
@@ -392,9 +375,8 @@ def measure(build: Callable[[Namespace], Section], args: Namespace) -> dict[str,
         for name, work in versions.items():
             runs[name].append(call(work, context, with_memory=repeat == 0)[1:])
     medians = {name: float(np.median([seconds for seconds, _ in of])) for name, of in runs.items()}
-    project = next(iter(medians.values()))
     rows = [
-        {"version": name, "seconds": median, "ratio": median / project, "megabytes": runs[name][0][1]}
+        {"version": name, "seconds": median, "ratio": median / next(iter(medians.values())), "megabytes": runs[name][0][1]}
         | {"pictures_per_second": pictures / median, "runs": len(runs[name])}
         for name, median in medians.items()
     ]
@@ -419,26 +401,24 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     context = args.context = Context(choose_device(args.device), amp=AMP[args.amp])
-    args.sizes = SIZES[args.size]
     machine = torch.cuda.get_device_name(context.device) if context.is_cuda else f"CPU, {torch.get_num_threads()} threads"
     content = {"machine": machine, "torch": torch.__version__, "size": args.size, "amp": args.amp, "sections": {}}
-    print(
-        f"{machine}; sizes: {args.size}; amp {args.amp}\n{'section':<15}{'version':<30}{'seconds':>10}{'ratio':>9}{'MB':>9}{'pictures/s':>12}"
-    )
+    print(f"{machine}; sizes: {args.size}; amp {args.amp}")
+    print(f"{'section':<15}{'version':<20}{'seconds':>10}{'ratio':>9}{'MB':>9}{'pictures/s':>12}")
     for name in args.section:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                result = measure(SECTIONS[name], Namespace(**vars(args) | {"folder": Path(folder)}))
+                result = measure(SECTIONS[name], Namespace(**vars(args) | {"folder": Path(folder), "sizes": SIZES[args.size]}))
         except Exception as error:  # the next section may well work
             result = {"rows": [], "differences": {}, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        content["sections"][name] = result
         for row in result["rows"]:
             numbers = f"{row['seconds']:>10.4g}{row['ratio']:>9.2f}{row['megabytes']:>9,.0f}{row['pictures_per_second']:>12.4g}"
-            print(f"{name:<15}{row['version']:<30}{numbers}", flush=True)
+            print(f"{name:<15}{row['version']:<20}{numbers}", flush=True)
         if result["error"]:
             print(f"{name:<15}FAILED: {result['error']}", flush=True)
-        content["sections"][name] = result
         if args.json:
-            write_json(args.json, content)
+            outputs.write_json(args.json, content)
         gc.collect()
         torch.cuda.empty_cache()
     if any(result["error"] for result in content["sections"].values()):

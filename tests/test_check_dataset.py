@@ -59,6 +59,9 @@ def replace_line(path: Path, number: int, line: str) -> None:
 
 
 def test_the_report_counts_pictures_tags_sizes_and_masks(own):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise, which masks are not
+    Image.new("RGB", SIZE, "white").save(own / "images/p_03.png", exif=exif)
     Image.new("L", (7, 5)).save(own / "images/p_01.png")
     Image.new("L", (100, 5)).save(own / "images/p_02.png")
     for i in (1, 2):
@@ -142,7 +145,10 @@ NOTED: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {  # change,
         lambda root: [Image.new("L", SIZE).save(root / f"masks/m_{i}.png") for i in range(6)],
         {"masks of none": "(6): m_0, m_1, m_2, m_3, m_4, ..."},
     ),
-    "a file of another type": (lambda root: (root / "images/a.txt").touch(), {"type": "(1): images/a.txt"}),
+    "files of another type": (
+        lambda root: [(root / f"images/{i}.txt").touch() for i in range(5)],
+        {"type": f"(5): {', '.join(f'images/{i}.txt' for i in range(5))}"},
+    ),
 }
 
 

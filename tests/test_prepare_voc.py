@@ -19,7 +19,6 @@ from PIL import Image
 from scipy.sparse import csc_matrix
 
 import prepare_voc
-from data.registry import open_dataset
 from errors import InputError
 from tool import prepare
 
@@ -42,22 +41,23 @@ def write_mat(path: Path, mask: np.ndarray) -> None:
 def official(fixed_voc, tmp_path_factory) -> SimpleNamespace:
     """A tree of VOC and SBD as they are published, with seven pictures; the masks and tags that are to come out; both archives."""
     tree, masks, tags = tmp_path_factory.mktemp("official") / "tree", {}, {}
-    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation", "ImageSets/Main"):
-        (tree / BELOW / folder).mkdir(parents=True)
-    for folder in ("cls", "img"):
-        (tree / SBD / folder).mkdir(parents=True)
+    shutil.copytree(fixed_voc, tree / BELOW)
+    (tree / LISTS / "train_aug.txt").unlink()
+    for folder in (f"{SBD}/cls", f"{SBD}/img", f"{BELOW}/SegmentationObject", f"{BELOW}/ImageSets/Main"):
+        (tree / folder).mkdir(parents=True)
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
+        shutil.copyfile(fixed_voc / folder / f"{NAMES[1]}.{ending}", tree / BELOW / folder / f"{LAST}.{ending}")
     for name in [*NAMES, LAST]:
-        source = NAMES[1] if name == LAST else name
-        for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
-            shutil.copyfile(fixed_voc / kind / f"{source}.{ending}", tree / BELOW / kind / f"{name}.{ending}")
         tags[name] = {one.text for one in ElementTree.parse(tree / BELOW / f"Annotations/{name}.xml").iterfind("object/name")}
-        mask = np.array(Image.open(fixed_voc / f"SegmentationClass/{source}.png"))
+        path = tree / BELOW / f"SegmentationClass/{name}.png"
+        mask = np.array(Image.open(path))
+        path.unlink()
         if name not in (TRAIN[-1], VAL[-1], LAST):
             write_mat(tree / SBD / f"cls/{name}.mat", mask)
             masks[name] = mask.copy()
         if name in TRAIN + VAL:
             mask[:3] = 255  # so that it differs from SBD's
-            Image.fromarray(mask).save(tree / BELOW / f"SegmentationClass/{name}.png")
+            Image.fromarray(mask).save(path)
             masks[name] = mask
     (tree / SBD / "img/a.jpg").write_bytes(b"not needed")
     (tree / BELOW / "SegmentationObject/a.png").write_bytes(b"not needed")
@@ -66,15 +66,10 @@ def official(fixed_voc, tmp_path_factory) -> SimpleNamespace:
     write_lines(tree / BELOW / "ImageSets/Main/trainval.txt", TRAIN[0], *VAL, LAST)
     write_lines(tree / SBD / "train.txt", TRAIN[0], EXTRA[0], VAL[1])  # SBD trains on some of VOC's val
     write_lines(tree / SBD / "val.txt", VAL[0], *EXTRA[1:])
-    voc, sbd = pack(tree, "VOCdevkit", "tar"), pack(tree, "benchmark_RELEASE", "tgz")
-    return SimpleNamespace(tree=tree, masks=masks, tags=tags, voc=voc, sbd=sbd)
-
-
-def pack(tree: Path, name: str, ending: str) -> Path:
-    path = tree.parent / f"{name}.{ending}"
-    with tarfile.open(path, "w:gz" if ending == "tgz" else "w") as archive:
-        archive.add(tree / name, name)
-    return path
+    for archive, mode, name in (("voc.tar", "w", "VOCdevkit"), ("sbd.tgz", "w:gz", "benchmark_RELEASE")):
+        with tarfile.open(tree.parent / archive, mode) as packed:
+            packed.add(tree / name, name)
+    return SimpleNamespace(tree=tree, masks=masks, tags=tags, voc=tree.parent / "voc.tar", sbd=tree.parent / "sbd.tgz")
 
 
 @pytest.fixture
@@ -90,9 +85,9 @@ def seven_pictures_are_all(monkeypatch):
         monkeypatch.setattr(prepare_voc, name, count)
 
 
-def run(root: Path, *flags, checksum: bool = False, num_workers: int = 0) -> tuple[str, str | None]:
+def run(root: Path, *flags, num_workers: int = 0) -> tuple[str, str | None]:
     """What is printed, and the error in one line, if any."""
-    argv = ["--root", root, "--num_workers", num_workers, *["--no-checksum"] * (not checksum), *flags]
+    argv = ["--root", root, "--num_workers", num_workers, "--no-checksum", *flags]
     with redirect_stdout(io.StringIO()) as printed:
         try:
             prepare_voc.main([str(one) for one in argv])
@@ -123,99 +118,88 @@ def assert_prepared(root: Path, official: SimpleNamespace, train_aug: list[str] 
     with open(root / TAGS, newline="", encoding="utf-8") as file:
         heading, *rows = csv.reader(file)
     assert heading == ["name", "classes"]
-    tags = {name: set(classes.split(";")) for name, classes in rows}
-    assert {name: tags[name] for name in tags if name != no_tags} == {
-        name: official.tags[name] for name in official.tags if name != no_tags
-    }
+    tags = {name: set(classes.split(";")) for name, classes in rows if classes}
+    assert tags == {name: official.tags[name] for name in official.tags.keys() - {no_tags}}
     names = {*train_aug, *VAL} & official.masks.keys() - {no_mask}
     assert files_below(root / MASKS) == {f"{name}.png" for name in names}
-    assert [name for name in names if not np.array_equal(np.asarray(Image.open(root / MASKS / f"{name}.png")), official.masks[name])] == []
+    for name in names:
+        np.testing.assert_array_equal(Image.open(root / MASKS / f"{name}.png"), official.masks[name], name)
 
 
-class TestWays:
-    def test_two_archives_become_a_dataset(self, official, tmp_path):
-        printed, error = run(tmp_path / "new/root", "--archive", official.voc, "--sbd", official.sbd, num_workers=2)
-        assert (error, verdicts(printed), problems_in(printed)) == (None, {}, [])
-        assert_prepared(tmp_path / "new/root", official)
-        there = bytes_below(tmp_path / "new/root")
-        for path, content in bytes_below(official.tree).items():
-            assert there.get(path) == (None if content == b"not needed" else content)
-        dataset = open_dataset("voc", tmp_path / "new/root")
-        entries = dataset.entries("train_aug")
-        assert dataset.labels(entries).sum() == sum(len(official.tags[name]) for name in TRAIN_AUG)
-
-    @pytest.mark.parametrize("below", ["", "benchmark_RELEASE", "benchmark_RELEASE/dataset"])
-    def test_sbd_may_be_a_folder(self, below, official, tmp_path):
-        assert run(tmp_path / "root", "--archive", official.voc, "--sbd", official.tree / below)[1] is None
-        assert_prepared(tmp_path / "root", official)
-        assert not (tmp_path / "root/benchmark_RELEASE").exists()
-
-    def test_sbds_archive_may_be_beside_vocs(self, official, tmp_path):
-        sbd = shutil.copy(official.sbd, tmp_path / prepare_voc.SBD_SOURCE.file)
-        assert run(tmp_path / "root", "--archive", official.voc, sbd)[1] is None
-        assert_prepared(tmp_path / "root", official)
-        with pytest.raises(SystemExit):
-            prepare_voc.parse_args(["--root", str(tmp_path), "--archive", str(sbd), "--sbd", str(official.sbd)])
-
-    @pytest.mark.parametrize("lost", ["", "train.txt", "val.txt", "cls"])
-    def test_archives_in_the_root_are_unpacked_until_all_is_there(self, lost, official, tmp_path):
-        for path, source in ((official.voc, prepare_voc.VOC_SOURCE), (official.sbd, prepare_voc.SBD_SOURCE)):
-            shutil.copy(path, tmp_path / source.file)
-        if lost:
-            shutil.copytree(official.tree, tmp_path, dirs_exist_ok=True)
-            path = tmp_path / SBD / lost
-            path.unlink() if path.is_file() else shutil.rmtree(path)
-            (tmp_path / LISTS / "val.txt").unlink()
-        assert run(tmp_path)[1] is None
-        assert_prepared(tmp_path, official)
-        for source in (prepare_voc.VOC_SOURCE, prepare_voc.SBD_SOURCE):
-            (tmp_path / source.file).write_bytes(b"not read again")
-        assert run(tmp_path)[1] is None
-
-    @pytest.mark.parametrize("below", ["", BELOW])
-    def test_unpacked_files_are_found_in_the_root_and_below(self, below, official, tree):
-        assert run(tree / below, "--sbd", official.tree)[1] is None
-        assert_prepared(tree, official)
+def test_two_archives_become_a_dataset(official, tmp_path):
+    printed, error = run(tmp_path / "new/root", "--archive", official.voc, "--sbd", official.sbd, num_workers=2)
+    assert (error, verdicts(printed), problems_in(printed)) == (None, {}, [])
+    assert_prepared(tmp_path / "new/root", official)
+    there = bytes_below(tmp_path / "new/root")
+    for path, content in bytes_below(official.tree).items():
+        assert there.get(path) == (None if content == b"not needed" else content)
 
 
-class TestDownload:
-    @pytest.fixture
-    def downloaded(self, official, monkeypatch) -> list[str]:
-        """The names of the archives that were downloaded; that is, copied."""
-        names = []
+WAYS = {
+    "SBD a folder": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", official.tree]),
+    "SBD a folder's folder": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", official.tree / SBD]),
+    "SBD's RELEASE": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", (official.tree / SBD).parent]),
+    "both archives at once": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, copy(official.sbd, tree)]),
+    "all unpacked": lambda official, tree: (tree, []),
+    "the root VOC2012": lambda official, tree: (tree / BELOW, ["--sbd", official.tree]),
+}
 
-        def download(url: str, path: Path, md5: str) -> None:
-            source = next(one for one in (prepare_voc.VOC_SOURCE, prepare_voc.SBD_SOURCE) if one.file == path.name)
-            assert (url, md5) == (source.url, source.md5)
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(official.voc if source == prepare_voc.VOC_SOURCE else official.sbd, path)
-                names.append(path.name)
 
-        monkeypatch.setattr(prepare, "download", download)
-        return names
+def copy(sbd: Path, folder: Path) -> Path:
+    return shutil.copy(sbd, folder / prepare_voc.SBD_SOURCE.file)
 
-    def test_what_is_missing_is_downloaded_once(self, official, downloaded, tmp_path):
-        for _ in range(2):
-            assert run(tmp_path / "root", "--download")[1] is None
-            for path in (tmp_path / "root").glob("*.t*"):
-                path.unlink()
-        assert downloaded == [prepare_voc.VOC_SOURCE.file, prepare_voc.SBD_SOURCE.file]
-        assert_prepared(tmp_path / "root", official)
 
-    def test_what_is_given_is_not_downloaded(self, official, downloaded, tree, tmp_path):
-        run(tmp_path / "one", "--download", "--sbd", official.sbd)
-        run(tmp_path / "two", "--download", "--archive", official.voc)
-        run(tree / BELOW, "--download", "--sbd", official.tree)
-        assert downloaded == [prepare_voc.VOC_SOURCE.file, prepare_voc.SBD_SOURCE.file]
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_to_pass_the_files_leads_to_the_same(way, official, tree):
+    root, flags = way(official, tree)
+    assert run(root, *flags)[1] is None
+    assert_prepared(tree if root == tree / BELOW else root, official)
+    assert (root / "benchmark_RELEASE").exists() == (root == tree or copy(official.sbd, tree) in flags)
 
-    def test_nothing_is_downloaded_unasked(self, downloaded, tmp_path):
-        assert str(tmp_path) in run(tmp_path)[1]
-        assert downloaded == []
 
-    def test_the_archives_are_the_publishers(self):
-        assert prepare_voc.VOC_SOURCE[::2] == ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
-        assert prepare_voc.SBD_SOURCE[::2] == ("benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb")
+def test_sbd_is_passed_only_once(official, tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--archive", tmp_path / prepare_voc.SBD_SOURCE.file, "--sbd", official.sbd)
+
+
+@pytest.mark.parametrize("lost", ["", "train.txt", "val.txt", "cls"])
+def test_archives_in_the_root_are_unpacked_until_all_is_there(lost, official, tmp_path):
+    archives = [(official.voc, tmp_path / prepare_voc.VOC_SOURCE.file), (official.sbd, tmp_path / prepare_voc.SBD_SOURCE.file)]
+    for source, path in archives:
+        shutil.copy(source, path)
+    if lost:
+        shutil.copytree(official.tree, tmp_path, dirs_exist_ok=True)
+        (tmp_path / LISTS / "val.txt").unlink()
+        (tmp_path / SBD / lost).rename(tmp_path / "lost")
+    assert run(tmp_path)[1] is None
+    assert_prepared(tmp_path, official)
+    for _, path in archives:
+        path.write_bytes(b"not read again")
+    assert run(tmp_path)[1] is None
+
+
+def test_only_what_is_missing_is_downloaded(official, tree, tmp_path, monkeypatch):
+    downloaded, archives = [], {prepare_voc.VOC_SOURCE: official.voc, prepare_voc.SBD_SOURCE: official.sbd}
+
+    def download(url: str, path: Path, md5: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(archives[prepare_voc.Source(path.name, url, md5)], path)
+        downloaded.append((path.name, md5))
+
+    monkeypatch.setattr(prepare, "download", download)
+    voc, sbd = ("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"), ("benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb")
+    assert run(tmp_path / "root")[1].startswith(str(tmp_path)) and downloaded == []
+    for root, flags, expected in (
+        (tmp_path / "root", [], [voc, sbd]),
+        (tmp_path / "root", [], []),
+        (tmp_path / "one", ["--sbd", official.sbd], [voc]),
+        (tmp_path / "two", ["--archive", official.voc], [sbd]),
+        (tree / BELOW, ["--sbd", official.tree], []),
+    ):
+        downloaded.clear()
+        assert run(root, "--download", *flags)[1] is None
+        assert downloaded == expected
+    assert_prepared(tmp_path / "root", official)
 
 
 class TestAgain:
@@ -257,7 +241,9 @@ class TestAgain:
         shutil.rmtree(tree / BELOW / "Annotations")
         table = "".join(f"{name},{';'.join(tags)}\n" for name, tags in official.tags.items() if name != TRAIN[0]) + f"{TRAIN[0]},\n"
         (tree / TAGS).write_text(table)
-        assert verdicts(run(tree)[0]) == {"Annotations/*.xml": "7 missing", "train_aug and val, with tags": "1 missing"}
+        printed = run(tree)[0]
+        assert problems_in(printed) == []
+        assert verdicts(printed) == {"Annotations/*.xml": "7 missing", "train_aug and val, with tags": "1 missing"}
         assert (tree / TAGS).read_text() == table
 
 
@@ -292,46 +278,41 @@ def test_a_part_of_voc_is_prepared_and_not_taken_for_all_of_it(official, tree, m
     printed, error = run(tree)
     assert error.startswith(str(tree / BELOW))
     assert_prepared(tree, official)
-    assert len(verdicts(printed)) == 8 and verdicts(printed)["train_aug.txt, pictures"] == "10,578 missing"
+    missing = ("17,118", "17,118", "2,909", "1,462", "1,447", "10,578", "12,025", "12,025")  # of the counts as published
+    assert [*verdicts(printed).values()] == [f"{number} missing" for number in missing]
     shutil.rmtree(tree / "benchmark_RELEASE")
     assert run(tree)[1].startswith(str(tree / BELOW))
 
 
-REFUSED = {
-    "VOC's archive not official": lambda official, tree: (official.voc, ["--archive", official.voc, "--checksum"]),
-    "SBD's archive not official": lambda official, tree: (official.sbd, ["--sbd", official.sbd, "--checksum"]),
-    "VOC's archive missing": lambda official, tree: (tree / "a.tar", ["--archive", tree / "a.tar"]),
-    "SBD missing": lambda official, tree: (tree / "a", ["--sbd", tree / "a"]),
-    "SBD's archive as VOC's": lambda official, tree: (official.sbd, ["--archive", official.sbd]),
-    "VOC's folder as SBD's": lambda official, tree: (tree / BELOW, ["--sbd", tree / BELOW]),
-    "nothing": lambda official, tree: (tree.parent / "root", []),
-    "SBD without cls": lambda official, tree: lose(tree, "cls"),
-    "SBD without val.txt": lambda official, tree: lose(tree, "val.txt"),
+def lose(tree: Path, path: Path) -> Path:
+    path.rename(tree.parent / "lost")
+    return tree
+
+
+REFUSED = {  # flags, the root, what is named
+    "VOC's archive not official": lambda official, tree: (["--archive", official.voc, "--checksum"], tree.parent, official.voc),
+    "SBD's archive not official": lambda official, tree: (["--sbd", official.sbd, "--checksum"], tree.parent, official.sbd),
+    "VOC's archive missing": lambda official, tree: (["--archive", tree / "a.tar"], tree.parent, tree / "a.tar"),
+    "SBD missing": lambda official, tree: (["--sbd", tree / "a"], tree.parent, tree / "a"),
+    "SBD's archive as VOC's": lambda official, tree: (["--archive", official.sbd], tree.parent, official.sbd),
+    "VOC's archive as SBD's": lambda official, tree: (["--sbd", official.voc], tree.parent, official.voc),
+    "VOC's folder as SBD's": lambda official, tree: (["--sbd", tree / BELOW], tree.parent, tree / BELOW),
+    "SBD without cls": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "cls")], tree.parent, tree),
+    "SBD without train.txt": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "train.txt")], tree.parent, tree),
+    "SBD without val.txt": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "val.txt")], tree.parent, tree),
+    "nothing": lambda official, tree: ([], tree.parent, tree.parent),
+    "no train.txt": lambda official, tree: ([], lose(tree, tree / LISTS / "train.txt"), tree / LISTS / "train.txt"),
+    "no val.txt": lambda official, tree: ([], lose(tree, tree / LISTS / "val.txt"), tree / LISTS / "val.txt"),
+    "VOC elsewhere in the root": lambda official, tree: (["--archive", official.voc], tree / BELOW, tree / BELOW),
 }
-
-
-def lose(tree: Path, name: str) -> tuple[Path, list]:
-    (tree / SBD / name).rename(tree / "lost")
-    return tree, ["--sbd", tree]
 
 
 @pytest.mark.parametrize("how", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_used_is_named_before_anything_is_written(how, official, tree, tmp_path):
-    named, flags = how(official, tree)
-    assert run(tmp_path / "root", *flags)[1].startswith(f"{named}: ")
-    assert files_below(tmp_path / "root") == set()
-
-
-@pytest.mark.parametrize("name", ["train", "val"])
-def test_an_official_list_that_is_missing_is_named(name, tree):
-    (tree / LISTS / f"{name}.txt").unlink()
-    assert run(tree)[1].startswith(f"{tree / LISTS / name}.txt: ")
-
-
-def test_archives_are_not_unpacked_beside_a_dataset_that_lies_elsewhere(official, tree):
-    before = times_below(tree)
-    assert run(tree / BELOW, "--archive", official.voc)[1].startswith(f"{tree / BELOW}: ")
-    assert times_below(tree) == before
+    flags, root, named = how(official, tree)
+    before = times_below(tmp_path)
+    assert run(root, *flags)[1].startswith(f"{named}: ")
+    assert times_below(tmp_path) == before
 
 
 def save(mask: np.ndarray) -> Callable[[Path], None]:
@@ -355,9 +336,11 @@ SPOILED = {
     "SBD's mask another variable": (OF_SBD, mat({"GTinst": {"Segmentation": BLANK}}), {MASK}),
     "SBD's mask no struct": (OF_SBD, mat({"GTcls": BLANK}), {MASK}),
     "SBD's mask letters": (OF_SBD, mat({"GTcls": {"Segmentation": "a mask"}}), {MASK}),
+    "SBD's mask fractions": (OF_SBD, mat({"GTcls": {"Segmentation": BLANK / 2}}), {MASK}),
     "SBD's mask of another size": (OF_SBD, save(BLANK[:-1]), {MASK}),
     "SBD's mask of class 21": (OF_SBD, save(CLASS_21), {MASK}),
     "VOC's mask cut": (OWN, cut, {MASK}),
+    "VOC's mask of another size": (OWN, save(BLANK[:-1]), {MASK}),
     "VOC's mask of class 21": (OWN, save(CLASS_21), {MASK}),
     "annotation cut": (XML, cut, {WITH_TAGS}),
     "annotation of another class": (XML, lambda path: path.write_text("<a><object><name>unicorn</name></object></a>"), {WITH_TAGS}),
@@ -375,4 +358,4 @@ def test_a_spoiled_file_is_named_and_the_rest_is_prepared(name, spoil, missing, 
     assert error.startswith(f"{tree / BELOW}: ")
     assert verdicts(printed) == dict.fromkeys(missing, "1 missing")
     spoiled, train_aug = Path(name).stem, [one for one in TRAIN_AUG if AUG not in missing or one != EXTRA[1]]
-    assert_prepared(tree, official, train_aug, spoiled * (MASK in missing), spoiled * (WITH_TAGS in missing))
+    assert_prepared(tree, official, train_aug, spoiled * (MASK in missing), spoiled * (name == XML))

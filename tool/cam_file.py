@@ -65,7 +65,8 @@ def read_settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]
     if not path.is_file():
         raise InputError(f"{path}: there are no maps of make_cam.py here; correct --run_dir or run make_cam.py first")
     settings = read_json(path)
-    if not settings.get("maps") or not set(settings["maps"]) <= set(KINDS):
+    maps = settings.get("maps")
+    if not maps or not isinstance(maps, list) or any(kind not in KINDS for kind in maps):
         raise InputError(f"{path}: does not name the kinds of map; run make_cam.py --overwrite")
     if settings.get("class_names") != list(class_names):
         raise InputError(f"{path}: the maps have other classes than the dataset; use the --dataset that they were made with")

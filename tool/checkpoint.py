@@ -59,10 +59,13 @@ def load_tensors(model: nn.Module, tensors: Any, path: str | Path) -> None:
             if name.endswith("num_batches_tracked") and name not in tensors:
                 continue
             raise InputError(f"{path}: tensor {name} is missing; copy the file again or use another checkpoint")
-        if (tensors[name].shape or (1,)) != (value.shape or (1,)):  # old files hold scalars as (1,)
+        if tensors[name].shape not in {value.shape, value.shape or (1,)}:  # old files hold scalars as (1,)
             shapes = f"{tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
             raise InputError(f"{path}: tensor {name} is {shapes}; use a checkpoint of this network and number of classes")
-    model.load_state_dict(tensors, strict=False)
+    try:
+        model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # tensors without values, such as sparse ones
+        raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[-1].strip()}); use another checkpoint") from None
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
@@ -74,7 +77,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     tensors = content.get("state_dict", content)
     blocks, wanted = (
         {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
-        for names in (tensors, backbone.state_dict())
+        for names in (tensors if isinstance(tensors, Mapping) else (), backbone.state_dict())
     )
     if blocks and blocks != wanted:
         depth, block = ("deeper", min(blocks - wanted)) if blocks - wanted else ("shallower", min(wanted - blocks))
@@ -107,7 +110,7 @@ def fetch_torchvision(name: str = "resnet50") -> dict[str, torch.Tensor]:
 def class_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names in a checkpoint of ours, background first; empty for another one."""
     names = content.get("class_names")
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+    return tuple(names) if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names) else ()
 
 
 def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:

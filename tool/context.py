@@ -251,6 +251,6 @@ def _one_line(error: Exception) -> str | None:
         return text.rsplit("InputError: ", 1)[-1].strip()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
         return "out of memory; use a smaller --batch_size, --crop_size or --scales"
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text:
         return "a worker process was killed, perhaps for lack of memory; use a smaller --num_workers"
     return None

@@ -1,7 +1,7 @@
 """Networks from checkpoints, and what they find in pictures: the Python surface."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +43,11 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tupl
 
 def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
     """The class names of the authors' checkpoints, which hold none: VOC's or COCO's, by their number."""
-    try:
-        count = len(tensors["classifier.weight"])
-        return next(names for names in map(read_classes, (VOC.classes, COCO.classes)) if len(names) == count + 1)
-    except (KeyError, TypeError, IndexError, StopIteration):
-        raise InputError(f"{path}: names no classes, nor is it the authors'; use a checkpoint of train_seg.py or SIPE") from None
+    weight = tensors.get("classifier.weight") if isinstance(tensors, Mapping) else None
+    for names in map(read_classes, (VOC.classes, COCO.classes)):
+        if torch.is_tensor(weight) and weight.ndim and len(weight) == len(names) - 1:
+            return names
+    raise InputError(f"{path}: names no classes, nor is it the authors'; use a checkpoint of train_seg.py or SIPE")
 
 
 def load_irn(path: Path) -> tuple[IRN, int]:

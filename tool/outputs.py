@@ -62,8 +62,11 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError for a missing or damaged one."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and run the stage that writes it again") from None
 
 
@@ -91,9 +94,10 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     overwrite: delete the results that are there. Raises InputError for a folder with other settings, and for one that holds files but no
     settings.json of this stage: somebody else's files are never deleted.
     """
+    make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}
     before = read_json(path) if path.is_file() else {}
-    is_empty = not folder.exists() or all(file.name == SETTINGS or file.suffix == ".tmp" for file in folder.iterdir())
+    is_empty = all(file.name == SETTINGS or file.suffix == ".tmp" for file in folder.iterdir())
     if before.get("made_by") != stage and not is_empty:
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name) != settings[name]]

@@ -268,15 +268,10 @@ def test_a_text_file_that_is_there_is_kept_unless_it_may_be_overwritten(before, 
 
 
 def test_a_table_shows_what_is_missing(capsys):
-    rows = [("pictures", 17_125, 17_125), ("none of these", 0, 0), ("tags", 5, 1_005)]
-    assert prepare.print_counts(rows)
-    assert not prepare.print_counts([*rows, ("masks", 12_031, 1_000)])
-    assert capsys.readouterr().out.splitlines()[-4:] == [
-        "pictures                              17,125    17,125  OK",
-        "none of these                              0         0  OK",
-        "tags                                       5     1,005  1,000 more",
-        "masks                                 12,031     1,000  11,031 missing",
-    ]
+    rows = [("pictures", 17_125, 17_125), ("tags", 5, 1_005), ("masks", 12_031, 1_000)]
+    assert prepare.print_counts(rows[:2]) and not prepare.print_counts(rows)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-3:] == ["pictures 17,125 17,125 OK", "tags 5 1,005 1,000 more", "masks 12,031 1,000 11,031 missing"]
 
 
 @pytest.mark.parametrize(("is_whole", "number", "more"), [(True, 0, 0), (False, 0, 0), (True, 1, 0), (True, 10, 0), (True, 1011, "1,001")])
