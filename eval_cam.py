@@ -30,8 +30,7 @@ LINES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}  # of the table, be
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__, device=False)
     parser.add_argument(
-        "--list",
-        help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)",
+        "--list", help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
     )
     return parse_stage(parser, argv)
 

@@ -27,8 +27,7 @@ COLUMNS = {"IoU": "iou", "false positive": "false_positive", "false negative": "
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__, device=False)
     parser.add_argument(
-        "--list",
-        help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)",
+        "--list", help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
     )
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     args = parse_stage(parser, argv)
@@ -47,10 +46,7 @@ def compare(entry: Entry, label_dir: Path, num_classes: int) -> tuple[str, dict[
     truth, label = read_pair(entry, label_dir, num_classes)
     known = truth != IGNORE
     labelled = int((known & (label != IGNORE)).sum())
-    return entry.name, {
-        "label": metrics.confusion(truth, label, num_classes),
-        "labelled": np.array([known.sum() - labelled, labelled]),
-    }
+    return entry.name, {"label": metrics.confusion(truth, label, num_classes), "labelled": np.array([known.sum() - labelled, labelled])}
 
 
 def columns_of(content: dict) -> dict[str, dict[str, float | None]]:

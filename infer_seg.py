@@ -18,7 +18,7 @@ from data.registry import Dataset, Entries, Entry, open_dataset
 from errors import InputError
 from network.sipe import SIPE
 from tool import crf, label_file, outputs
-from tool.context import add_max_side, add_overwrite, cli_main, parse_stage, run_context, scale, stage_parser
+from tool.context import add_max_side, add_overwrite, add_scales, add_switch, cli_main, parse_stage, run_context, stage_parser
 from tool.inference import load_network, segment_all
 
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # where VOC's server looks for masks of methods that use other data too
@@ -31,27 +31,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--ckpt", type=Path, help="checkpoint of train_seg.py (default RUN_DIR/ckpt/seg.pth)")
     parser.add_argument("--label_dir", type=Path, help="folder of the masks (default RUN_DIR/seg_pred)")
-    parser.add_argument(
-        "--scales",
-        type=scale,
-        nargs="+",
-        default=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
-        help="sizes relative to the picture, each used with its mirror (default 0.5 0.75 1.0 1.25 1.5 1.75)",
-    )
+    add_scales(parser, [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])
     add_max_side(parser)
-    parser.add_argument(
-        "--crf",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="move the borders to the picture's edges by the dense CRF, with DeepLab's settings (default off)",
-    )
-    parser.add_argument(
-        "--save_prob",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also write the probabilities: NAME.npz with keys (k,) and probability (k, H, W) in float16, without the classes that win no "
-        "pixel and stay below 0.1 everywhere (default off)",
-    )
+    add_switch(parser, "--crf", "move the borders to the picture's edges by the dense CRF, with DeepLab's settings")
+    save_prob = "also write the probabilities of the likely classes: NAME.npz with keys (k,) and probability (k, H, W) in float16"
+    add_switch(parser, "--save_prob", save_prob)
     parser.add_argument("--submission", type=Path, help="pack the masks into this .tgz for VOC's test server (default off)")
     add_overwrite(parser)
     args = parse_stage(parser, argv)

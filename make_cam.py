@@ -21,7 +21,7 @@ from data.registry import Dataset, Entries, Entry, open_dataset
 from errors import InputError
 from network.sipe import SIPE
 from tool import cam_file, outputs
-from tool.context import Context, add_overwrite, cli_main, parse_stage, positive_int, run_context, scale, stage_parser
+from tool.context import Context, add_overwrite, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
 from tool.inference import load_network, multiscale_cams, to_device
 
 
@@ -31,20 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--list", help="pictures: a list's name (train_aug) or a text file (default: the training list, which later stages need)"
     )
     parser.add_argument("--ckpt", type=Path, help="checkpoint, ours or the authors' (default RUN_DIR/ckpt/final.pth)")
-    parser.add_argument(
-        "--scales",
-        type=scale,
-        nargs="+",
-        default=[1.0, 0.5, 1.5, 2.0],
-        help="sizes relative to the original picture, each used with its mirror (default 1.0 0.5 1.5 2.0)",
-    )
+    add_scales(parser, [1.0, 0.5, 1.5, 2.0])
     parser.add_argument("--maps", nargs="+", choices=cam_file.KINDS, default=list(cam_file.KINDS), help="maps to keep (default both)")
-    parser.add_argument(
-        "--batch_size",
-        type=positive_int,
-        help="pictures of one size that share a batch, fewer if they are larger than 640x480; it changes the maps only by rounding "
-        "(default 8 on a GPU, 1 on a CPU)",
-    )
+    batch_size = "pictures of one size that share a batch, fewer if they are larger than 640x480 (default 8 on a GPU, 1 on a CPU)"
+    parser.add_argument("--batch_size", type=positive_int, help=batch_size)
     add_overwrite(parser)
     args = parse_stage(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"

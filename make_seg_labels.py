@@ -29,7 +29,7 @@ from data.registry import Dataset, Entries, Entry, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
 from tool import cam_file, crf, label_file, outputs
-from tool.context import Context, add_overwrite, cli_main, parse_stage, run_context, stage_parser
+from tool.context import Context, add_overwrite, add_switch, cli_main, parse_stage, run_context, stage_parser
 from tool.inference import load_irn, to_device
 from tool.random_walk import random_walk
 
@@ -44,12 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refine", choices=("irn", "crf", "none"), default="irn", help="how maps become labels (default irn)")
     parser.add_argument("--map", choices=cam_file.KINDS, default="is_cam", help="kind of map to start from (default is_cam)")
     parser.add_argument("--label_dir", type=Path, help="folder of the labels (default RUN_DIR/seg_label)")
-    parser.add_argument(
-        "--save_prob",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also write the probabilities: NAME.npz with keys (k,) and probability (k, H, W) in float16 (default off)",
-    )
+    add_switch(parser, "--save_prob", "also write the probabilities: NAME.npz with keys (k,) and probability (k, H, W) in float16")
     parser.add_argument(
         "--crf_on",
         choices=("labels", "maps"),

@@ -28,13 +28,13 @@ from data.images import read_mask, to_stored_frame
 from data.registry import Entries, Entry
 from errors import InputError
 from network.sipe import SIPE
+from tool import context as ctx
 from tool import crf, label_file, outputs, visualize
-from tool.context import add_device, add_max_side, add_overwrite, add_workers, cli_main, command_parser, run_context, scale
 from tool.inference import load_network, segment_all
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser(__doc__)
+    parser = ctx.command_parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="pictures, folders of pictures, or patterns like 'photos/**/*.jpg'")
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of train_seg.py, or of SIPE together with tags")
     parser.add_argument(
@@ -42,26 +42,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tags", nargs="+", metavar="CLASS", help="for SIPE: the classes that are in every picture")
     parser.add_argument("--tag_table", type=Path, help="for SIPE: a CSV of name,class;class lines, the classes of each picture")
-    parser.add_argument(
-        "--scales",
-        type=scale,
-        nargs="+",
-        default=[0.5, 1.0, 1.5],
-        help="sizes relative to the picture, each used with its mirror; 1.0 alone takes a third of the time (default 0.5 1.0 1.5)",
-    )
-    add_max_side(parser)
-    parser.add_argument(
-        "--crf",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="move the borders to the picture's edges by the dense CRF (default off)",
-    )
-    parser.add_argument(
-        "--areas", action=argparse.BooleanOptionalAction, default=False, help="write the pixels of each class to areas.json (default off)"
-    )
-    add_overwrite(parser)
-    add_device(parser)
-    add_workers(parser)
+    ctx.add_scales(parser, [0.5, 1.0, 1.5], note="; 1.0 alone takes a third of the time")
+    ctx.add_max_side(parser)
+    ctx.add_switch(parser, "--crf", "move the borders to the picture's edges by the dense CRF")
+    ctx.add_switch(parser, "--areas", "write the pixels of each class to areas.json")
+    ctx.add_overwrite(parser)
+    ctx.add_device(parser)
+    ctx.add_workers(parser)
     args = parser.parse_args(argv)
     if args.tags and args.tag_table:
         parser.error("--tags are for all pictures, --tag_table for each; use one of them")
@@ -162,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         sources = [entry.picture, *filter(None, [args.tag_table])]
         return all(outputs.is_up_to_date(path, *sources) for path in paths_of(entry, args.run_dir))
 
-    with run_context(args) as context:
+    with ctx.run_context(args) as context:
         outputs.prepare_output_dir(args.run_dir, "predict", settings(args), context, args.overwrite)
         todo = outputs.unfinished(entries, is_done, context)
         mine = entries.select(todo)
@@ -175,4 +162,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli_main(main))
+    sys.exit(ctx.cli_main(main))

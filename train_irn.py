@@ -23,7 +23,7 @@ from errors import InputError
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
 from tool import label_file, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, cli_main, parse_stage, run_context, scale, seed_everything, stage_parser, world_size
+from tool.context import Context, cli_main, run_context, seed_everything, stage_parser, world_size
 from tool.random_walk import search_paths
 from tool.visualize import edge_sheet
 
@@ -35,22 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
     lr_help = "learning rate of the edge branch; the displacement branch takes 10 times it"
     trainer.add_flags(parser, batch_size=32, max_epochs=3, lr_help=lr_help)
-    parser.add_argument(
-        "--weights",
-        default="imagenet",
-        help="weights of the frozen backbone: imagenet (torchvision's V1 weights, downloaded once) or a file with a ResNet-50 state dict "
-        "in torchvision's layout (default imagenet)",
-    )
-    parser.add_argument(
-        "--scales",
-        type=scale,
-        nargs=2,
-        default=[0.5, 1.5],
-        metavar=("MIN", "MAX"),
-        help="range of the random factor by which pictures are resized before the crop (default 0.5 1.5)",
-    )
-    args = parse_stage(parser, argv)
-    trainer.check_scale_range(parser, args.scales)
+    trainer.add_weights(parser, "weights of the frozen backbone", "a ResNet-50")
+    trainer.add_scale_range(parser, 0.5, 1.5)
+    args = trainer.parse(parser, argv)
     if args.crop_size % STRIDE or args.crop_size < 2 * STRIDE * RADIUS:
         parser.error(f"--crop_size is a multiple of {STRIDE}, at least {2 * STRIDE * RADIUS}: pairs of cells reach that far")
     return args

@@ -25,7 +25,7 @@ from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
 from tool import cam_file, metrics, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, cli_main, parse_stage, positive_int, run_context, seed_everything, stage_parser, world_size
+from tool.context import Context, cli_main, positive_int, run_context, seed_everything, stage_parser, world_size
 from tool.inference import multiscale_cams
 from tool.visualize import training_sheet
 
@@ -36,29 +36,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
     lr_help = "learning rate of the backbone; classifier and side branches take 10 times it"
     trainer.add_flags(parser, batch_size=16, max_epochs=5, lr_help=lr_help)
-    parser.add_argument(
-        "--weights",
-        default="imagenet",
-        help="initial weights of the backbone: imagenet (torchvision's V1 weights, downloaded once), none (train every layer and "
-        "BatchNorm's statistics from scratch), or a file with a ResNet-50 state dict in torchvision's layout (default imagenet)",
-    )
-    parser.add_argument(
-        "--resize_long",
-        type=positive_int,
-        nargs=2,
-        default=[320, 640],
-        metavar=("MIN", "MAX"),
-        help="range of the random long side before the crop, pixels (default 320 640)",
-    )
-    parser.add_argument(
-        "--val_list",
-        help="after each epoch, print the IS-CAM mIoU at one scale on this list. It reads pixel labels, which the method does not need; "
-        "nothing is chosen by it (default: off)",
-    )
-    args = parse_stage(parser, argv)
-    if args.resize_long[0] > args.resize_long[1]:
-        parser.error("--resize_long takes the smallest and the largest side, in this order")
-    return args
+    scratch = "initial weights of the backbone, none to train every layer and BatchNorm's statistics from scratch"
+    trainer.add_weights(parser, scratch, "a ResNet-50")
+    resize_long = "range of the random long side before the crop, pixels (default 320 640)"
+    parser.add_argument("--resize_long", type=positive_int, nargs=2, default=[320, 640], metavar=("MIN", "MAX"), help=resize_long)
+    val_list = "after each epoch, print the IS-CAM mIoU at one scale on this list; it reads pixel labels, and nothing is chosen by it"
+    parser.add_argument("--val_list", help=f"{val_list} (default off)")
+    return trainer.parse(parser, argv)
 
 
 def build_model(weights: str, num_classes: int) -> SIPE:

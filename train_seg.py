@@ -27,18 +27,7 @@ from network.deeplab import NETWORKS, DeepLab
 from network.losses import class_weights, segmentation_loss
 from tool import label_file, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import (
-    Context,
-    add_max_side,
-    cli_main,
-    non_negative_float,
-    parse_stage,
-    run_context,
-    scale,
-    seed_everything,
-    stage_parser,
-    world_size,
-)
+from tool.context import Context, add_max_side, cli_main, non_negative_float, run_context, seed_everything, stage_parser, world_size
 from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
@@ -70,33 +59,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=8,
         help="pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)",
     )
-    parser.add_argument(
-        "--weights",
-        default="imagenet",
-        help="initial weights of the backbone: imagenet (torchvision's V1 weights, downloaded once) or a file with the same ResNet's state "
-        "dict in torchvision's layout (default imagenet)",
-    )
+    trainer.add_weights(parser, "initial weights of the backbone", "the same ResNet")
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
-    parser.add_argument(
-        "--scales",
-        type=scale,
-        nargs=2,
-        default=[0.5, 2.0],
-        metavar=("MIN", "MAX"),
-        help="range of the random factor by which pictures are resized before the crop (default 0.5 2.0)",
-    )
+    trainer.add_scale_range(parser, 0.5, 2.0)
     add_max_side(parser)
-    parser.add_argument(
-        "--class_balance",
-        type=non_negative_float,
-        default=0.0,
-        help="weigh each class by 1 / (its share of the pixels) to this power, 0 to 1: 0 weighs all pixels alike, 1 all classes alike "
-        "(default 0)",
-    )
-    args = parse_stage(parser, argv)
+    balance = "weigh each class by 1 / (its share of the pixels) to this power: 0 weighs all pixels alike, 1 all classes (default 0)"
+    parser.add_argument("--class_balance", type=non_negative_float, default=0.0, help=balance)
+    args = trainer.parse(parser, argv)
     args.lr = LR[args.network.split("_")[0]] if args.lr is None else args.lr
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
-    trainer.check_scale_range(parser, args.scales)
     if args.class_balance > 1:
         parser.error("--class_balance is from 0 to 1")
     return args

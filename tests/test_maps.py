@@ -7,19 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from common import (
-    NAMES,
-    SIZE,
-    VOC_CLASSES,
-    call,
-    data_flags,
-    files_below,
-    rotate,
-    run_stage,
-    weights_of,
-    write_lines,
-    write_map_settings,
-)
+from common import NAMES, SIZE, VOC_CLASSES, call, data_flags, files_below, rotate, run_stage, weights_of, write_lines, write_map_settings
 from PIL import Image
 
 import eval_cam

@@ -64,12 +64,8 @@ def stage_parser(doc: str, device: bool = True, max_workers: int | None = 8) -> 
     parser = command_parser(doc)
     parser.add_argument("--dataset", choices=list(DATASETS), default="voc", help="kind of dataset (default voc)")
     parser.add_argument("--dataset_root", help="folder of the dataset (default ./VOC2012 for voc)")
-    parser.add_argument(
-        "--run_dir",
-        "--session_name",
-        type=Path,
-        help="folder for everything that this run writes; all its stages share it (default runs/DATASET)",
-    )
+    run_dir = "folder for everything that this run writes; all its stages share it (default runs/DATASET)"
+    parser.add_argument("--run_dir", "--session_name", type=Path, help=run_dir)
     if device:
         add_device(parser)
     add_workers(parser, max_workers)
@@ -89,47 +85,39 @@ def parse_stage(parser: argparse.ArgumentParser, argv: list[str] | None) -> argp
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device and --amp."""
     parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N (default auto)")
-    parser.add_argument(
-        "--amp",
-        choices=AMP,
-        default="off",
-        help="precision of the convolutions; seeds, prototypes and losses stay in float32 (default off: float32 as published, "
-        "TF32 on GPUs that have it)",
-    )
+    amp = "precision of the convolutions; the rest stays in float32 (default off: float32 as published, TF32 on GPUs that have it)"
+    parser.add_argument("--amp", choices=AMP, default="off", help=amp)
 
 
 def add_workers(parser: argparse.ArgumentParser, max_workers: int | None = 8) -> None:
     """Add --num_workers; max_workers: most of them by default."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # torchrun's processes share a machine
-    parser.add_argument(
-        "--num_workers",
-        type=non_negative_int,
-        default=min(max_workers or cores, cores),
-        help="worker processes that read pictures, for each process of torchrun; 0: the main process reads them "
-        f"(default: one a core{f', at most {max_workers}' if max_workers else ''})",
-    )
+    text = "worker processes that read pictures, for each process of torchrun; 0: the main process reads them"
+    text += f" (default: one a core{f', at most {max_workers}' if max_workers else ''})"
+    parser.add_argument("--num_workers", type=non_negative_int, default=min(max_workers or cores, cores), help=text)
 
 
 def add_max_side(parser: argparse.ArgumentParser) -> None:
     """Add --max_side."""
-    parser.add_argument(
-        "--max_side",
-        type=non_negative_int,
-        default=640,
-        help="shrink larger pictures to this side first, in pixels, so that training and inference see objects at one size; 0: never "
-        "(default 640; no picture of VOC or COCO is larger)",
-    )
+    text = "shrink larger pictures to this side first, in pixels, so that training and inference see objects at one size; 0: never"
+    parser.add_argument("--max_side", type=non_negative_int, default=640, help=f"{text} (default 640, the largest of VOC and COCO)")
+
+
+def add_switch(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+    """Add a boolean flag that is off by default; text: its help."""
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=f"{text} (default off)")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add --overwrite."""
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="delete the files that this command wrote to its output folder and make them again (default off)",
-    )
+    add_switch(parser, "--overwrite", "delete the files that this command wrote to its output folder and make them again")
+
+
+def add_scales(parser: argparse.ArgumentParser, default: list[float], note: str = "") -> None:
+    """Add --scales of inference; note: added to its help."""
+    text = f"sizes relative to the picture, each used with its mirror{note} (default {' '.join(map(str, default))})"
+    parser.add_argument("--scales", type=scale, nargs="+", default=default, help=text)
 
 
 def world_size() -> int:

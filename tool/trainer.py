@@ -20,7 +20,7 @@ from data.datasets import LabelledCrops, ResumableBatches, TrainingCrops, traini
 from errors import InputError
 
 from . import checkpoint
-from .context import Context, non_negative_float, non_negative_int, positive_int
+from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
 
 # a run resumes only with the flags that it began with; a script adds its own
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
@@ -38,17 +38,10 @@ def add_flags(
     """Add the flags that all training scripts share; the numbers are their defaults. lr None: the script chooses it."""
     published = "; the published numbers have practically none" if momentum < 0.01 else ""
     add = parser.add_argument
-    add(
-        "--list",
-        "--train_list",
-        help="training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)",
-    )
-    add(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="resume from the last checkpoint; --no-resume starts over (default: resume)",
-    )
+    pictures = "training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)"
+    add("--list", "--train_list", help=pictures)
+    resume = "resume from the last checkpoint; --no-resume starts over (default: resume)"
+    add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
     add("--seed", type=non_negative_int, default=15, help="seed of weights, order and augmentation (default 15)")
     add("--batch_size", type=positive_int, default=batch_size, help=f"pictures a step, over all processes (default {batch_size})")
     add("--max_epochs", "--max_epoches", type=positive_int, default=max_epochs, help=f"passes over the pictures (default {max_epochs})")
@@ -56,27 +49,34 @@ def add_flags(
     add("--lr", type=non_negative_float, default=lr, help=lr_help if lr is None else f"{lr_help} (default {lr})")
     add("--momentum", type=non_negative_float, default=momentum, help=f"SGD's momentum{published} (default {momentum})")
     add("--wt_dec", type=non_negative_float, default=wt_dec, help=f"weight decay (default {wt_dec})")
-    add(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compile the network with torch.compile: takes minutes at the start and a C++ compiler; you may resume with or without it "
-        "(default off)",
-    )
+    add_switch(parser, "--compile", "compile the network with torch.compile, which takes minutes at the start and a C++ compiler")
     add("--save_every", type=non_negative_int, default=500, help="steps between checkpoints within an epoch; 0: none (default 500)")
-    add(
-        "--log_every",
-        "--print_freq",
-        type=positive_int,
-        default=50,
-        help="steps between scalars in TensorBoard; pictures come every tenth time (default 50)",
+    log_every = "steps between scalars in TensorBoard; pictures come every tenth time (default 50)"
+    add("--log_every", "--print_freq", type=positive_int, default=50, help=log_every)
+
+
+def add_weights(parser: argparse.ArgumentParser, what: str, network: str) -> None:
+    """Add --weights."""
+    text = (
+        f"{what}: imagenet (torchvision's V1 weights, downloaded once) or a file with the state dict of {network} in torchvision's layout"
     )
+    parser.add_argument("--weights", default="imagenet", help=f"{text} (default imagenet)")
 
 
-def check_scale_range(parser: argparse.ArgumentParser, scales: Sequence[float]) -> None:
-    """End with argparse's error where the two numbers of --scales are not in order."""
-    if scales[0] > scales[1]:
-        parser.error("--scales takes the smallest and the largest factor, in this order")
+def add_scale_range(parser: argparse.ArgumentParser, low: float, high: float) -> None:
+    """Add --scales of training."""
+    text = f"range of the random factor by which pictures are resized before the crop (default {low} {high})"
+    parser.add_argument("--scales", type=scale, nargs=2, default=[low, high], metavar=("MIN", "MAX"), help=text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """`parse_stage`; ends with argparse's error where a range is not in order."""
+    args = parse_stage(parser, argv)
+    for flag in ("scales", "resize_long"):
+        low, high = getattr(args, flag, (0, 0))
+        if low > high:
+            parser.error(f"--{flag} takes the smallest and the largest value, in this order")
+    return args
 
 
 def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None:
@@ -114,10 +114,10 @@ def optimizer_step(
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_norm)
-    scale = scaler.get_scale()
+    before = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
-    if scaler.get_scale() >= scale:  # otherwise fp16 overflowed and the optimizer skipped this step
+    if scaler.get_scale() >= before:  # otherwise fp16 overflowed and the optimizer skipped this step
         schedule.step()
     return norm
 

@@ -34,16 +34,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    """Two pictures, one from each half of COCO, prepared."""
-    for half, name in zip(("train", "val"), COCO_NAMES):
-        touch(tmp_path / f"{half}2014/{name}.jpg")
-        (tmp_path / f"{half}.txt").write_text(f"{name}\n")
-    (tmp_path / "tags.csv").write_text(f"name,classes\n{COCO_NAMES[1]},dog\n{COCO_NAMES[0]},bowl;person\n")
-    return tmp_path
-
-
 def assert_refused(start: str | Path, function, *arguments) -> None:
     with pytest.raises(InputError) as error:
         function(*arguments)
@@ -77,17 +67,21 @@ def test_voc_is_read(fixed_voc):
     assert dataset.tag_file(NAMES[0]) == fixed_voc / f"Annotations/{NAMES[0]}.xml"
 
 
-def test_coco_is_two_folders_of_pictures(coco):
-    dataset = open_dataset("coco", coco)
+def test_coco_is_two_folders_of_pictures(tmp_path):
+    for half, name in zip(("train", "val"), COCO_NAMES):
+        touch(tmp_path / f"{half}2014/{name}.jpg")
+        (tmp_path / f"{half}.txt").write_text(f"{name}\n")
+    (tmp_path / "tags.csv").write_text(f"name,classes\n{COCO_NAMES[1]},dog\n{COCO_NAMES[0]},bowl;person\n")
+    dataset = open_dataset("coco", tmp_path)
     (train,), (val,) = dataset.entries("train"), dataset.entries("val")
-    assert train == (COCO_NAMES[0], coco / f"train2014/{COCO_NAMES[0]}.jpg", coco / f"masks/{COCO_NAMES[0]}.png")
-    assert val.picture == coco / f"val2014/{COCO_NAMES[1]}.jpg"
+    assert train == (COCO_NAMES[0], tmp_path / f"train2014/{COCO_NAMES[0]}.jpg", tmp_path / f"masks/{COCO_NAMES[0]}.png")
+    assert val.picture == tmp_path / f"val2014/{COCO_NAMES[1]}.jpg"
     assert (dataset.num_classes, dataset.class_names[1], dataset.class_names[-1]) == (81, "person", "toothbrush")
     tags = np.flatnonzero(dataset.labels(dataset.entries("train"))[0]) + 1
     assert [dataset.class_names[i] for i in tags] == ["person", "bowl"]
-    shutil.rmtree(coco / "val2014")
+    shutil.rmtree(tmp_path / "val2014")
     assert len(dataset.entries("train")) == 1
-    assert_refused(f"{coco / 'val.txt'}, line 1: ", dataset.entries, "val")
+    assert_refused(f"{tmp_path / 'val.txt'}, line 1: ", dataset.entries, "val")
 
 
 def test_a_folder_of_your_own_is_read(folder):
@@ -99,57 +93,53 @@ def test_a_folder_of_your_own_is_read(folder):
     assert dataset.labels(entries).tolist() == [[0, 1], [1, 0], [1, 1]]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        f"{NAMES[1]}\n{NAMES[0]}",
-        f"\n{NAMES[1]}\n\n  {NAMES[0]} \n\t\n",
-        f"{NAMES[1]}.jpg\n{NAMES[0]}.JPG\n",
-        f"\ufeff{NAMES[1]}\r\n{NAMES[0]}\r\n",
-        "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in (NAMES[1], NAMES[0])),
-        f"JPEGImages/{NAMES[1]}.jpg\tSegmentationClassAug/{NAMES[1]}.png\n{NAMES[0]}\n",
-    ],
-)
+LIST_FORMS = [f"\n{NAMES[1]}\n\n  {NAMES[0]} \n\t\n", f"\ufeff{NAMES[1]}.jpg\r\n{NAMES[0]}.JPG"]
+LIST_FORMS += ["".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in (NAMES[1], NAMES[0]))]
+LIST_FORMS += [f"JPEGImages/{NAMES[1]}.jpg\tSegmentationClassAug/{NAMES[1]}.png\n{NAMES[0]}\n"]
+
+
+@pytest.mark.parametrize("content", LIST_FORMS)
 def test_every_form_of_list_gives_the_names_in_order(fixed_voc, tmp_path, content):
     (tmp_path / "list.txt").write_text(content, newline="")
     entries = open_dataset("voc", fixed_voc).entries(str(tmp_path / "list.txt"))
     assert entries.names() == [NAMES[1], NAMES[0]]
-    assert entries[0].picture == fixed_voc / f"JPEGImages/{NAMES[1]}.jpg"
     mask_folder = "SegmentationClassAug" if "Aug" in content else "SegmentationClass"  # a line of two paths chooses the mask
-    assert entries[0].mask == fixed_voc / mask_folder / f"{NAMES[1]}.png"
+    assert entries[0][1:] == (fixed_voc / f"JPEGImages/{NAMES[1]}.jpg", fixed_voc / mask_folder / f"{NAMES[1]}.png")
 
 
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("", None),
-        ("\n \n", None),
-        (f"{NAMES[0]}\n".encode("utf-16"), None),
-        (f"{NAMES[0]}\n\n{NAMES[0]}\n", 3),
-        (f"{NAMES[0]}\n/JPEGImages/{NAMES[0]}.jpg /a.png\n", 2),
-        ("../secret\n", 1),
-        ("..\n", 1),
-        (f"/JPEGImages/../../{NAMES[0]}.jpg /a.png\n", 1),
-        (f"/JPEGImages/{NAMES[0]}.jpg ../a.png\n", 1),
-        (f"JPEGImages\\{NAMES[0]}.jpg\n", 1),
-        (f"{NAMES[0]}\0\n", 1),
-        (f"JPEGImages/{NAMES[0]}.jpg\n", 1),
-        (f"/JPEGImages/{NAMES[0]}.png /SegmentationClass/{NAMES[0]}.png\n", 1),
-        (f"{__file__} /a.png\n", 1),  # a leading slash means the root
-        (f"{NAMES[0]} {NAMES[1]}\n", 1),
-        (f"{NAMES[0]}\n2007_999999\n", 2),
-    ],
-)
+A_PICTURE = f"/JPEGImages/{NAMES[0]}.jpg"
+ONE_LINE = [
+    "../secret",
+    "..",
+    f"/JPEGImages/../..{A_PICTURE} /a.png",
+    f"{A_PICTURE} ../a.png",
+    f"JPEGImages\\{NAMES[0]}.jpg",
+    f"{NAMES[0]}\0",
+]
+ONE_LINE += [A_PICTURE, f"/JPEGImages/{NAMES[0]}.png /SegmentationClass/{NAMES[0]}.png", f"{NAMES[0]} {NAMES[1]}"]
+ONE_LINE += [f"{__file__} /a.png"]  # a leading slash means the root
+MORE = [("", None), ("\n \n", None), (f"{NAMES[0]}\n".encode("utf-16"), None), (f"{NAMES[0]}\n\n{NAMES[0]}\n", 3)]
+MORE += [(f"{NAMES[0]}\n{A_PICTURE} /a.png\n", 2), (f"{NAMES[0]}\n2007_999999\n", 2)]
+
+
+@pytest.mark.parametrize(("content", "line"), [*((f"{line}\n", 1) for line in ONE_LINE), *MORE])
 def test_a_bad_list_is_refused_by_its_line(fixed_voc, tmp_path, content, line):
     path = tmp_path / "list.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert_refused(f"{path}, line {line}: " if line else f"{path}: ", open_dataset("voc", fixed_voc).entries, str(path))
 
 
-def test_a_list_that_is_nowhere_is_refused(fixed_voc, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["nothing", "../outside", "../../outside", "below/inside", "/nowhere/train", ""])
+def test_a_list_that_is_nowhere_is_refused(tiny_voc, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    for name in ("nothing", "../train", "/nowhere/train.txt", ""):
-        assert_refused(name, open_dataset("voc", fixed_voc).entries, name)
+    for file in (
+        "ImageSets/outside.txt",
+        "outside.txt",
+        "ImageSets/Segmentation/below/inside.txt",
+        "ImageSets/Segmentation/nowhere/train.txt",
+    ):
+        touch(tiny_voc / file).write_text(f"{NAMES[0]}\n")  # a name with a slash is a path, never a list of the dataset
+    assert_refused(name, open_dataset("voc", tiny_voc).entries, name)
 
 
 def test_a_list_of_the_dataset_counts_before_a_file_of_that_name(folder, monkeypatch):
@@ -203,30 +193,22 @@ def test_the_tag_table_makes_lists(folder):
     assert dataset.entries("masked")[1].mask == folder / "masks/b.png"
 
 
-@pytest.mark.parametrize(
-    ("list_name", "tags", "where"),
-    [
-        ("train", "a,cat\nb,dog\n", ""),
-        ("train", "a,cat\nb,\nc,cat\n", ""),
-        ("train", "a,cow\nb,dog\nc,cat\n", ", line 1"),
-        ("train", None, ""),
-        ("tagged", "name,classes\n", ""),
-        ("masked", "a,cat\n", ""),
-        ("tagged", "a,cat\nnowhere,dog\n", ", line 2"),
-        ("tagged", "a,cow\nb,dog\n", ", line 1"),
-    ],
-)
+BAD_TAGS = [("train", "a,cat\nb,dog\n", ""), ("train", "a,cat\nb,\nc,cat\n", ""), ("train", "a,cow\nb,dog\nc,cat\n", ", line 1")]
+BAD_TAGS += [("train", None, ""), ("tagged", "name,classes\n", ""), ("masked", "a,cat\n", "")]
+BAD_TAGS += [("tagged", "a,cat\nnowhere,dog\n", ", line 2"), ("tagged", "a,cow\nb,dog\n", ", line 1")]
+
+
+@pytest.mark.parametrize(("list_name", "tags", "where"), BAD_TAGS)
 def test_bad_tags_are_refused(folder, list_name, tags, where):
     (folder / "tags.csv").write_text(tags) if tags else (folder / "tags.csv").unlink()
     dataset = open_dataset("folder", folder)
     assert_refused(f"{folder / 'tags.csv'}{where}: ", lambda: dataset.labels(dataset.entries(list_name)))
 
 
-@pytest.mark.parametrize("place", ["images/", ""])
 @pytest.mark.parametrize("name", ["one two", "a.b", "caf\u00e9", "cafe\u0301", "name", "1", "photo.jpg", "{0}"])
-def test_a_picture_may_have_any_name(folder, place, name):
+def test_a_picture_may_have_any_name_and_lie_in_the_root(folder, name):
     shutil.rmtree(folder / "images")
-    path = touch(folder / f"{place}{name}.PNG")
+    path = touch(folder / f"{name}.PNG")
     (folder / "tags.csv").write_text(f"{name}.PNG,dog\n", encoding="utf-8")
     (folder / "train.txt").write_text(f"{name}.PNG\n", encoding="utf-8")
     dataset = open_dataset("folder", folder)
@@ -266,33 +248,24 @@ def test_a_digest_tells_pictures_classes_and_labels_apart(folder):
 
 ROWS = [(name, f"/root/{name}.jpg", f"masks/{name}.png") for name in ("a", "b c", "雪", "e\udcff", "a.b")]
 ENTRIES = [Entry(name, Path(picture), Path(mask)) for name, picture, mask in ROWS]
-SLICES = [slice(None), slice(2), slice(-2, None), slice(1, 4, 2), slice(None, None, -1), slice(4, 1, -2), slice(9, 20), slice(1, None, 3)]
+SLICES = [slice(None), slice(2), slice(1, 4, 2), slice(None, None, -1), slice(9, 20)]
 
 
 def test_entries_are_a_list_of_those_that_were_given():
     entries = Entries.of(iter(ROWS))
-    assert len(entries) == len(ENTRIES) and list(entries) == ENTRIES and list(reversed(entries)) == ENTRIES[::-1]
-    assert [entries[i] for i in range(-5, 0)] == ENTRIES
+    assert len(entries) == 5 and list(entries) == [entries[i] for i in range(-5, 0)] == ENTRIES
     assert {type(part) for part in entries[2]} == {str, type(Path())}
-    assert ENTRIES[2] in entries and entries.index(ENTRIES[2]) == 2
     assert entries.names() == [entry.name for entry in ENTRIES]
-    for index in (5, -6):
+    for index, of in ((5, entries), (-6, entries), (0, Entries.of([]))):
         with pytest.raises(IndexError):
-            entries[index]
+            of[index]
 
 
-@pytest.mark.parametrize("part", SLICES)
-def test_entries_are_sliced_selected_and_sent_to_workers(part):
-    entries, expected = Entries.of(ROWS)[part], ENTRIES[part]
+@pytest.mark.parametrize(("rows", "part"), [*((ROWS, part) for part in SLICES), ([], slice(None))])
+def test_entries_are_sliced_selected_and_sent_to_workers(rows, part):
+    entries, expected = Entries.of(rows)[part], ENTRIES[: len(rows)][part]
     assert isinstance(entries, Entries)
     assert list(entries) == list(pickle.loads(pickle.dumps(entries))) == list(entries.where(lambda entry: True)) == expected
     assert list(entries.where(lambda entry: entry.name == "雪")) == [entry for entry in expected if entry.name == "雪"]
     assert list(entries.select([-1, 0, 0] if expected else [])) == [expected[i] for i in ([-1, 0, 0] if expected else [])]
     assert list(entries.with_masks(Path("labels"))) == [entry._replace(mask=Path(f"labels/{entry.name}.png")) for entry in expected]
-
-
-def test_no_entries_are_an_empty_list():
-    empty = Entries.of([])
-    assert list(empty) == empty.names() == list(empty[::2]) == list(empty.select([])) == list(empty.with_masks(Path("labels"))) == []
-    with pytest.raises(IndexError):
-        empty[0]

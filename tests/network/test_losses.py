@@ -89,8 +89,7 @@ def test_the_segmentation_loss_of_half_precision_is_float32():
 
 
 @pytest.mark.parametrize(
-    ("balance", "weights"),
-    [(0, [1, 1]), (0.5, [2 / (0.5 + math.sqrt(0.75)), math.sqrt(4 / 3) / (0.5 + math.sqrt(0.75))]), (1, [2, 2 / 3])],
+    ("balance", "weights"), [(0, [1, 1]), (0.5, [2 / (0.5 + math.sqrt(0.75)), math.sqrt(4 / 3) / (0.5 + math.sqrt(0.75))]), (1, [2, 2 / 3])]
 )
 def test_class_weights_by_hand(balance, weights):
     found = class_weights(torch.tensor([100, 300]), balance)

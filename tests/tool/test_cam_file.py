@@ -152,8 +152,7 @@ def test_settings_of_a_run_come_back_once_its_files_are_there(tmp_path, path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [None, "{", "{}", '{"maps": []}', '{"maps": ["is_cam", "other"]}', '{"maps": ["cam"], "class_names": ["background", "dog"]}'],
+    "content", [None, "{", "{}", '{"maps": []}', '{"maps": ["is_cam", "other"]}', '{"maps": ["cam"], "class_names": ["background", "dog"]}']
 )
 def test_maps_of_unknown_origin_or_other_classes_are_refused(tmp_path, path, content):
     settings = tmp_path / "cam/settings.json"

@@ -147,8 +147,7 @@ def test_class_names_are_a_list_of_names_and_arguments_a_dict_or_there_are_none(
 
 
 @pytest.mark.parametrize(
-    ("kind", "file", "nested"),
-    [((ResNet50,), "resnet50", True), ((DeepLab, "deeplabv2_resnet101", 3), "resnet101", False)],
+    ("kind", "file", "nested"), [((ResNet50,), "resnet50", True), ((DeepLab, "deeplabv2_resnet101", 3), "resnet101", False)]
 )
 def test_torchvisions_backbones_load_without_their_head(path, kind, file, nested):
     tensors = torchvisions(file)

@@ -51,7 +51,7 @@ REFUSED_FLAGS = {
     ],
     "eval_seg": ["--num_workers -1"],
     "train_seg": [
-        *("--network unet", "--output_stride 4", "--scales 2 0.5", "--max_side many", "--class_balance -1", "--class_balance 1.5"),
+        *("--network unet", "--output_stride 4", "--scales 2 0.5", "--max_side many", "--class_balance -1", "--class_balance 1.5")
     ],
     "infer_seg": ["--scales 0", "--max_side -1", "--submission photo.jpg", "--submission mine.tgz --dataset coco --dataset_root x"],
     "predict": ["--scales 0", "--max_side -1", "--num_workers -1", "--amp half", "--tags cat --tag_table x.csv", "--output_dir folder"],
