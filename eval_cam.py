@@ -18,7 +18,7 @@ import numpy as np
 from data.images import read_mask
 from data.registry import Entry, open_dataset
 from errors import InputError
-from tool import cam_file, metrics, outputs
+from tool import cam_file, metrics
 from tool.context import cli_main, parse_stage, run_context, stage_parser
 
 THRESHOLDS = tuple(range(5, 65, 5))  # percent
@@ -29,9 +29,8 @@ LINES = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}  # of the table, be
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__, device=False)
-    parser.add_argument(
-        "--list", help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
-    )
+    listed = "pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
+    parser.add_argument("--list", help=listed)
     return parse_stage(parser, argv)
 
 
@@ -90,11 +89,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--list {list_name}: its masks hold nothing but 255; use pictures with labelled pixels")
         content = {"list": list_name, "pictures": len(entries)} | score(totals, dataset.class_names)
         show(content)
-        output, chart, sheet = (args.run_dir / f"eval_cam{end}" for end in (".json", ".png", "_sheet.png"))
-        metrics.draw_chart(columns_of(content), f"{len(entries)} pictures of {Path(list_name).stem}", chart)
-        metrics.draw_sheet(scores, entries, labels_of, ["ground truth", *(TITLES[kind] for kind in kinds[::-1])], sheet)
-        outputs.write_json(output, content)
-        print(f"wrote {output}, {chart.name} and {sheet.name}")
+        titles = ["ground truth", *(TITLES[kind] for kind in kinds[::-1])]
+        metrics.write_report(args.run_dir / "eval_cam", content, columns_of(content), scores, entries, labels_of, titles)
 
 
 if __name__ == "__main__":

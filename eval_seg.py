@@ -18,7 +18,7 @@ import numpy as np
 from data.images import IGNORE, picture_size, read_mask
 from data.registry import Entry, open_dataset
 from errors import InputError
-from tool import label_file, metrics, outputs
+from tool import label_file, metrics
 from tool.context import cli_main, parse_stage, run_context, stage_parser
 
 COLUMNS = {"IoU": "iou", "false positive": "false_positive", "false negative": "false_negative"}
@@ -26,9 +26,8 @@ COLUMNS = {"IoU": "iou", "false positive": "false_positive", "false negative": "
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__, device=False)
-    parser.add_argument(
-        "--list", help="pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
-    )
+    listed = "pictures with masks: a name (train) or a text file (default: train of voc and coco, the masked ones of a folder)"
+    parser.add_argument("--list", help=listed)
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     args = parse_stage(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
@@ -81,12 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         content |= metrics.summary(totals["label"], dataset.class_names)
         content["unlabelled"] = float(100 * unlabelled / (unlabelled + labelled))
         show(content)
-        name = f"eval_{args.label_dir.resolve().name}"
-        output, chart, sheet = (args.run_dir / f"{name}{end}" for end in (".json", ".png", "_sheet.png"))
-        metrics.draw_chart(columns_of(content), f"{len(entries)} pictures of {Path(list_name).stem}", chart)
-        metrics.draw_sheet(scores, entries, read, ["ground truth", "label"], sheet)
-        outputs.write_json(output, content)
-        print(f"wrote {output}, {chart.name} and {sheet.name}")
+        stem = args.run_dir / f"eval_{args.label_dir.resolve().name}"
+        metrics.write_report(stem, content, columns_of(content), scores, entries, read, ["ground truth", "label"])
 
 
 if __name__ == "__main__":

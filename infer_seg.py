@@ -26,9 +26,8 @@ SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # where VOC's ser
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    parser.add_argument(
-        "--list", help="pictures: a list's name (val, test) or a text file (default: val; for a folder, the pictures with masks)"
-    )
+    listed = "pictures: a list's name (val, test) or a text file (default: val; for a folder, the pictures with masks)"
+    parser.add_argument("--list", help=listed)
     parser.add_argument("--ckpt", type=Path, help="checkpoint of train_seg.py (default RUN_DIR/ckpt/seg.pth)")
     parser.add_argument("--label_dir", type=Path, help="folder of the masks (default RUN_DIR/seg_pred)")
     add_scales(parser, [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])

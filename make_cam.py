@@ -27,9 +27,8 @@ from tool.inference import load_network, multiscale_cams, to_device
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    parser.add_argument(
-        "--list", help="pictures: a list's name (train_aug) or a text file (default: the training list, which later stages need)"
-    )
+    listed = "pictures: a list's name (train_aug) or a text file (default: the training list, which later stages need)"
+    parser.add_argument("--list", help=listed)
     parser.add_argument("--ckpt", type=Path, help="checkpoint, ours or the authors' (default RUN_DIR/ckpt/final.pth)")
     add_scales(parser, [1.0, 0.5, 1.5, 2.0])
     parser.add_argument("--maps", nargs="+", choices=cam_file.KINDS, default=list(cam_file.KINDS), help="maps to keep (default both)")

@@ -45,11 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--map", choices=cam_file.KINDS, default="is_cam", help="kind of map to start from (default is_cam)")
     parser.add_argument("--label_dir", type=Path, help="folder of the labels (default RUN_DIR/seg_label)")
     add_switch(parser, "--save_prob", "also write the probabilities: NAME.npz with keys (k,) and probability (k, H, W) in float16")
-    parser.add_argument(
-        "--crf_on",
-        choices=("labels", "maps"),
-        help="what the CRF starts from: hard labels, the authors' rule for COCO, or the soft maps (default labels)",
-    )
+    crf_on = "what the CRF starts from: hard labels, the authors' rule for COCO, or the soft maps (default labels)"
+    parser.add_argument("--crf_on", choices=("labels", "maps"), help=crf_on)
     parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
     parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; a higher one spreads less (default 10)")
     parser.add_argument("--exp_times", type=int, help="the random walk takes 2 to this power steps (default 8)")

@@ -37,9 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ctx.command_parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="pictures, folders of pictures, or patterns like 'photos/**/*.jpg'")
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of train_seg.py, or of SIPE together with tags")
-    parser.add_argument(
-        "--output_dir", dest="run_dir", type=Path, default=Path("predictions"), help="folder of the masks (default predictions)"
-    )
+    parser.add_argument("--output_dir", dest="run_dir", type=Path, default="predictions", help="folder of the masks (default predictions)")
     parser.add_argument("--tags", nargs="+", metavar="CLASS", help="for SIPE: the classes that are in every picture")
     parser.add_argument("--tag_table", type=Path, help="for SIPE: a CSV of name,class;class lines, the classes of each picture")
     ctx.add_scales(parser, [0.5, 1.0, 1.5], note="; 1.0 alone takes a third of the time")

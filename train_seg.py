@@ -37,28 +37,12 @@ RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "cl
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    trainer.add_flags(
-        parser,
-        batch_size=16,
-        max_epochs=30,
-        lr_help="learning rate of the backbone; the classifier takes 10 times it (default 0.00025 with deeplabv2, 0.001 with deeplabv3)",
-        lr=None,
-        momentum=0.9,
-        wt_dec=5e-4,
-    )
-    parser.add_argument(
-        "--network",
-        choices=NETWORKS,
-        default=NETWORKS[0],
-        help=f"head and backbone; DeepLab-v2 on ResNet-101 is the paper's (default {NETWORKS[0]})",
-    )
-    parser.add_argument(
-        "--output_stride",
-        type=int,
-        choices=(8, 16),
-        default=8,
-        help="pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)",
-    )
+    lr = "learning rate of the backbone; the classifier takes 10 times it (default 0.00025 with deeplabv2, 0.001 with deeplabv3)"
+    trainer.add_flags(parser, batch_size=16, max_epochs=30, lr_help=lr, lr=None, momentum=0.9, wt_dec=5e-4)
+    network = f"head and backbone; DeepLab-v2 on ResNet-101 is the paper's (default {NETWORKS[0]})"
+    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0], help=network)
+    stride = "pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)"
+    parser.add_argument("--output_stride", type=int, choices=(8, 16), default=8, help=stride)
     trainer.add_weights(parser, "initial weights of the backbone", "the same ResNet")
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     trainer.add_scale_range(parser, 0.5, 2.0)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -115,10 +115,6 @@ class Entries(Sequence[Entry]):
     def select(self, indices: Sequence[int]) -> "Entries":
         """The entries at these indices, in this order."""
         return Entries(column[np.asarray(indices, int)] for column in self._columns)
-
-    def where(self, predicate: Callable[[Entry], bool]) -> "Entries":
-        """The entries for which the predicate holds."""
-        return self.select([i for i, entry in enumerate(self) if predicate(entry)])
 
     def names(self) -> list[str]:
         return self._columns[0].tolist()

@@ -3,8 +3,6 @@
 The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
-import functools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -86,13 +84,6 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 
 def normalize(image: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
     """Normalize (B, 3, H, W) uint8 by ImageNet's mean and deviation -> float32, channels_last, 0 where `inside` (B, H, W) is False."""
-    mean, std = _statistics(image.device)
+    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     image = image.contiguous(memory_format=torch.channels_last).float().div_(255).sub_(mean).div_(std)
     return image if inside is None else image.mul_(inside[:, None])
-
-
-@functools.cache
-def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's mean and deviation, (3, 1, 1) each, copied to a device once, as each copy waits for a GPU to finish its work."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std

@@ -22,8 +22,8 @@ def freeze_batchnorm(network: nn.Module) -> None:
 def conv_bn(conv: nn.Conv2d, norm: nn.Module, feature: torch.Tensor) -> torch.Tensor:
     """A convolution without bias, then its BatchNorm: (B, D, H, W) -> (B, D', H', W').
 
-    A frozen BatchNorm is a factor and a shift of each channel. They are folded into the convolution, so that no further map is made, nor
-    kept for the gradient: a training step takes a fifth less memory than torchvision's.
+    A frozen BatchNorm is a factor and a shift of each channel. Folded into the convolution, they save a map that the gradient would keep:
+    a training step takes a fifth less memory than torchvision's.
     """
     if norm.training or isinstance(norm, nn.Identity):  # learns its statistics, or is folded already
         return norm(conv(feature))

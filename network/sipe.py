@@ -41,10 +41,6 @@ class SIPE(nn.Module):
         for i, (width, side_width) in enumerate(zip(WIDTHS[1:], SIDE_WIDTHS), 1):
             self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))
 
-    @property
-    def num_classes(self) -> int:
-        return self.classifier.out_channels + 1
-
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.resnet50.parameters() if p.requires_grad]
 

@@ -153,17 +153,12 @@ def test_without_val_only_the_training_half_is_prepared(root):
     assert not (root / "val.txt").exists() and (root / "tags.csv").read_text().splitlines() == TAGS[:-1]
 
 
-def zip_up(root: Path, file: str, folder: str) -> Path:
-    with zipfile.ZipFile(root / file, "w") as archive:
-        for path in (root / folder).iterdir():
-            archive.write(path, path.relative_to(root))
-    shutil.rmtree(root / folder)
-    return root / file
-
-
 def test_zips_are_unpacked_once(root):
     for file, folder in prepare_coco.ZIPS.items():
-        zip_up(root, file, folder.split("/")[0])
+        with zipfile.ZipFile(root / file, "w") as archive:
+            for path in (root / folder.split("/")[0]).iterdir():
+                archive.write(path, path.relative_to(root))
+        shutil.rmtree(root / folder.split("/")[0])
     run(root)
     assert files_below(root) >= PRODUCED
     times = times_below(root)
@@ -181,25 +176,15 @@ def segmentation(value: object) -> Callable[[Path], None]:
     return lambda root: change(root, lambda content: content["annotations"][0].update(segmentation=value))
 
 
-def run_length(*counts: object, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict:
-    return {"size": list(size), "counts": list(counts)}
-
-
+POLYGONS = [*([[0, 0, far, 0, 4, 4]] for far in (float("nan"), 1e9, 10**400)), [[0, 0, 4, 0, 4, 4, 0]], [0, 0, 4, 0, 4, 4], None]
+CODES = [[48, 16], [100, -20, 16], [48.5, 47.5], "PPYo0"]  # a sum that is too small, a negative count, fractions, a packed code
 SPOILED = {
     "missing": lambda root: (root / "train2014/t_1.jpg").unlink(),
     "turned": lambda root: Image.new("RGB", (HEIGHT, WIDTH)).save(root / "train2014/t_1.jpg"),
     "not a picture": lambda root: (root / "train2014/t_1.jpg").write_bytes(b"<html>404</html>"),
-    "seven numbers": segmentation([[0, 0, 4, 0, 4, 4, 0]]),
-    "not a number": segmentation([[0, 0, float("nan"), 0, 4, 4]]),
-    "far away": segmentation([[0, 0, 1e9, 0, 4, 4]]),
-    "too large for a float": segmentation([[0, 0, 10**400, 0, 4, 4]]),
-    "flat": segmentation([0, 0, 4, 0, 4, 4]),
-    "null": segmentation(None),
-    "sum too small": segmentation(run_length(48, 16)),
-    "negative count": segmentation(run_length(100, -20, 16)),
-    "fractions": segmentation(run_length(48.5, 47.5)),
-    "turned code": segmentation(run_length(48, 48, size=(WIDTH, HEIGHT))),
-    "packed code": segmentation({"size": [HEIGHT, WIDTH], "counts": "PPYo0"}),
+    **{f"polygon {i}": segmentation(value) for i, value in enumerate(POLYGONS)},
+    **{f"code {counts}": segmentation({"size": [HEIGHT, WIDTH], "counts": counts}) for counts in CODES},
+    "turned code": segmentation({"size": [WIDTH, HEIGHT], "counts": [48, 48]}),
 }
 
 
@@ -225,28 +210,14 @@ def test_an_instance_is_a_tag_whatever_is_drawn_of_it(root, value, pixels):
     assert (root / "tags.csv").read_text().splitlines() == TAGS
 
 
-def without(part: str, key: str) -> Callable[[dict], object]:
-    return lambda content: content[part][0].pop(key)
-
-
-def with_value(part: str, key: str, value: object) -> Callable[[dict], object]:
-    return lambda content: content[part][0].update({key: value})
-
-
-FIELDS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "category_id", "iscrowd", "segmentation"),
-    "categories": ("id", "name"),
-}
+FIELDS = [*(("images", key) for key in ("id", "file_name", "height", "width")), ("categories", "id"), ("categories", "name")]
+FIELDS += [("annotations", key) for key in ("image_id", "category_id", "iscrowd", "segmentation")]
+VALUES = [("annotations", "category_id", 12), ("images", "height", float("nan")), ("categories", "name", "wizard")]
+VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", 7)]
 CHANGES = {
-    **{f"{part} without {key}": without(part, key) for part, keys in FIELDS.items() for key in keys},
-    **{f"no {part}": lambda content, part=part: content.pop(part) for part in FIELDS},
-    "unknown category": with_value("annotations", "category_id", 12),
-    "file name outside": with_value("images", "file_name", "../secret.jpg"),
-    "file name with a backslash": with_value("images", "file_name", r"..\secret.jpg"),
-    "file name a number": with_value("images", "file_name", 7),
-    "height not a number": with_value("images", "height", float("nan")),
-    "category renamed": with_value("categories", "name", "wizard"),
+    **{f"{part} without {key}": lambda content, part=part, key=key: content[part][0].pop(key) for part, key in FIELDS},
+    **{f"{key} {value}": lambda content, part=part, new={key: value}: content[part][0].update(new) for part, key, value in VALUES},
+    **{f"no {part}": lambda content, part=part: content.pop(part) for part in ("images", "annotations", "categories")},
     "a category more": lambda content: content["categories"].append({"id": 91, "name": "wizard"}),
     "an image a number": lambda content: content.update(images=[5]),
 }
@@ -261,9 +232,10 @@ def test_an_annotation_of_another_form_is_named_and_nothing_is_written(root, how
     assert times_below(root) == before
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"[]", b"null", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000], ids=lambda text: repr(text)[:12]
-)
+OTHER = [None, b"", b"[]", b"null", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", OTHER, ids=lambda text: repr(text)[:12])
 def test_a_file_of_something_else_is_named(root, content):
     json_of(root).write_bytes(content) if content is not None else json_of(root).unlink()
     assert run(root)[2].startswith(f"{json_of(root)}: ")

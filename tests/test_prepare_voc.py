@@ -27,6 +27,7 @@ LISTS, MASKS, TAGS = f"{BELOW}/ImageSets/Segmentation", f"{BELOW}/SegmentationCl
 TRAIN, VAL, EXTRA, LAST = NAMES[:2], NAMES[2:4], NAMES[4:], "2008_000007"  # extra: of SBD alone; last: of Main/trainval alone
 TRAIN_AUG = sorted(TRAIN + EXTRA)
 SIZE = (48, 64)
+BLANK, CLASS_21 = np.zeros(SIZE, np.uint8), np.full(SIZE, 21, np.uint8)
 
 
 def write_mat(path: Path, mask: np.ndarray) -> None:
@@ -135,26 +136,18 @@ def test_two_archives_become_a_dataset(official, tmp_path):
         assert there.get(path) == (None if content == b"not needed" else content)
 
 
-WAYS = {
-    "SBD a folder": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", official.tree]),
-    "SBD a folder's folder": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", official.tree / SBD]),
-    "SBD's RELEASE": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, "--sbd", (official.tree / SBD).parent]),
-    "both archives at once": lambda official, tree: (tree.parent / "root", ["--archive", official.voc, copy(official.sbd, tree)]),
-    "all unpacked": lambda official, tree: (tree, []),
-    "the root VOC2012": lambda official, tree: (tree / BELOW, ["--sbd", official.tree]),
-}
-
-
 def copy(sbd: Path, folder: Path) -> Path:
     return shutil.copy(sbd, folder / prepare_voc.SBD_SOURCE.file)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_every_way_to_pass_the_files_leads_to_the_same(way, official, tree):
-    root, flags = way(official, tree)
-    assert run(root, *flags)[1] is None
-    assert_prepared(tree if root == tree / BELOW else root, official)
-    assert (root / "benchmark_RELEASE").exists() == (root == tree or copy(official.sbd, tree) in flags)
+@pytest.mark.parametrize("sbd", ["", SBD, "benchmark_RELEASE", "archive"])
+def test_every_way_to_pass_the_files_leads_to_the_same(sbd, official, tree):
+    flags = ["--archive", official.voc] if sbd else []
+    more = [copy(official.sbd, tree)] if sbd == "archive" else ["--sbd", official.tree / sbd]
+    root = tree.parent / "root" if sbd else tree / BELOW
+    assert run(root, *flags, *more)[1] is None
+    assert_prepared(root if sbd else tree, official)
+    assert (root / "benchmark_RELEASE").exists() == (sbd == "archive")
 
 
 def test_sbd_is_passed_only_once(official, tmp_path):
@@ -219,7 +212,7 @@ class TestAgain:
     def test_files_of_other_content_are_kept_and_replaced_by_overwrite(self, name, official, tree):
         run(tree)
         if name.endswith(".png"):
-            Image.fromarray(np.zeros(SIZE, np.uint8)).save(tree / name)
+            Image.fromarray(BLANK).save(tree / name)
         else:
             (tree / name).write_text(f"{TRAIN[0]}{',cat' * name.endswith('csv')}\n")
         other = (tree / name).read_bytes()
@@ -231,11 +224,9 @@ class TestAgain:
         assert_prepared(tree, official)
 
     def test_a_list_of_the_same_names_in_another_form_is_no_problem(self, tree):
-        lines = (f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in TRAIN_AUG)
-        path = write_lines(tree / LISTS / "train_aug.txt", *lines)
-        before = path.read_bytes()
-        assert run(tree)[1] is None
-        assert path.read_bytes() == before
+        lines = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in TRAIN_AUG]
+        write_lines(tree / LISTS / "train_aug.txt", *lines)
+        assert run(tree)[1] is None and listed(tree) == lines
 
     def test_a_tag_table_counts_where_there_are_no_annotations(self, official, tree):
         shutil.rmtree(tree / BELOW / "Annotations")
@@ -284,26 +275,23 @@ def test_a_part_of_voc_is_prepared_and_not_taken_for_all_of_it(official, tree, m
     assert run(tree)[1].startswith(str(tree / BELOW))
 
 
-def lose(tree: Path, path: Path) -> Path:
-    path.rename(tree.parent / "lost")
+def lose(tree: Path, file: str) -> Path:
+    (tree / file).rename(tree.parent / "lost")
     return tree
 
 
+SBD_PARTS = ("cls", "train.txt", "val.txt")
 REFUSED = {  # flags, the root, what is named
     "VOC's archive not official": lambda official, tree: (["--archive", official.voc, "--checksum"], tree.parent, official.voc),
     "SBD's archive not official": lambda official, tree: (["--sbd", official.sbd, "--checksum"], tree.parent, official.sbd),
-    "VOC's archive missing": lambda official, tree: (["--archive", tree / "a.tar"], tree.parent, tree / "a.tar"),
-    "SBD missing": lambda official, tree: (["--sbd", tree / "a"], tree.parent, tree / "a"),
+    **{f"no {flag}": lambda _, tree, flag=flag: ([flag, tree / "a.tar"], tree.parent, tree / "a.tar") for flag in ("--archive", "--sbd")},
     "SBD's archive as VOC's": lambda official, tree: (["--archive", official.sbd], tree.parent, official.sbd),
     "VOC's archive as SBD's": lambda official, tree: (["--sbd", official.voc], tree.parent, official.voc),
     "VOC's folder as SBD's": lambda official, tree: (["--sbd", tree / BELOW], tree.parent, tree / BELOW),
-    "SBD without cls": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "cls")], tree.parent, tree),
-    "SBD without train.txt": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "train.txt")], tree.parent, tree),
-    "SBD without val.txt": lambda official, tree: (["--sbd", lose(tree, tree / SBD / "val.txt")], tree.parent, tree),
     "nothing": lambda official, tree: ([], tree.parent, tree.parent),
-    "no train.txt": lambda official, tree: ([], lose(tree, tree / LISTS / "train.txt"), tree / LISTS / "train.txt"),
-    "no val.txt": lambda official, tree: ([], lose(tree, tree / LISTS / "val.txt"), tree / LISTS / "val.txt"),
     "VOC elsewhere in the root": lambda official, tree: (["--archive", official.voc], tree / BELOW, tree / BELOW),
+    **{f"SBD: {part}": lambda _, tree, part=part: (["--sbd", lose(tree, f"{SBD}/{part}")], tree.parent, tree) for part in SBD_PARTS},
+    **{name: lambda _, tree, name=name: ([], lose(tree, f"{LISTS}/{name}"), tree / LISTS / name) for name in ("train.txt", "val.txt")},
 }
 
 
@@ -319,29 +307,19 @@ def save(mask: np.ndarray) -> Callable[[Path], None]:
     return lambda path: Image.fromarray(mask).save(path) if path.suffix == ".png" else write_mat(path, mask)
 
 
-def mat(content: dict) -> Callable[[Path], None]:
-    return lambda path: scipy.io.savemat(path, content)
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-BLANK, CLASS_21 = np.zeros(SIZE, np.uint8), np.full(SIZE, 21, np.uint8)
 OF_SBD, OWN = f"{SBD}/cls/{EXTRA[1]}.mat", f"{BELOW}/SegmentationClass/{TRAIN[0]}.png"
 XML, JPG = f"{BELOW}/Annotations/{EXTRA[1]}.xml", f"{BELOW}/JPEGImages/{EXTRA[1]}.jpg"
 MASK, WITH_TAGS, AUG = "train_aug and val, with a mask", "train_aug and val, with tags", "train_aug.txt, pictures"
+BAD_MASKS = {"cut": cut, "of another size": save(BLANK[:-1]), "of class 21": save(CLASS_21)}
+BAD_MATS = {"another variable": {"GTinst": {"Segmentation": BLANK}}, "no struct": {"GTcls": BLANK}}
+BAD_MATS |= {what: {"GTcls": {"Segmentation": value}} for what, value in (("letters", "a mask"), ("fractions", BLANK / 2))}
 SPOILED = {
-    "SBD's mask cut": (OF_SBD, cut, {MASK}),
-    "SBD's mask another variable": (OF_SBD, mat({"GTinst": {"Segmentation": BLANK}}), {MASK}),
-    "SBD's mask no struct": (OF_SBD, mat({"GTcls": BLANK}), {MASK}),
-    "SBD's mask letters": (OF_SBD, mat({"GTcls": {"Segmentation": "a mask"}}), {MASK}),
-    "SBD's mask fractions": (OF_SBD, mat({"GTcls": {"Segmentation": BLANK / 2}}), {MASK}),
-    "SBD's mask of another size": (OF_SBD, save(BLANK[:-1]), {MASK}),
-    "SBD's mask of class 21": (OF_SBD, save(CLASS_21), {MASK}),
-    "VOC's mask cut": (OWN, cut, {MASK}),
-    "VOC's mask of another size": (OWN, save(BLANK[:-1]), {MASK}),
-    "VOC's mask of class 21": (OWN, save(CLASS_21), {MASK}),
+    **{f"{Path(name).suffix} {what}": (name, spoil, {MASK}) for name in (OF_SBD, OWN) for what, spoil in BAD_MASKS.items()},
+    **{what: (OF_SBD, lambda path, content=content: scipy.io.savemat(path, content), {MASK}) for what, content in BAD_MATS.items()},
     "annotation cut": (XML, cut, {WITH_TAGS}),
     "annotation of another class": (XML, lambda path: path.write_text("<a><object><name>unicorn</name></object></a>"), {WITH_TAGS}),
     "picture missing": (JPG, Path.unlink, {"JPEGImages/*.jpg", AUG, MASK, WITH_TAGS}),

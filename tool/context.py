@@ -24,34 +24,25 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SCALE = 8
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number from 1 up."""
-    return _number(int, text, lambda value: value >= 1, "a whole number from 1 up")
+def _number(kind: type, wanted: str, is_allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """An argparse type: numbers that are allowed; others end with a line that says what is wanted."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """An argparse type: a whole number from 0 up, below 2**32."""
-    return _number(int, text, lambda value: 0 <= value < 2**32, "a whole number from 0 up")
-
-
-def non_negative_float(text: str) -> float:
-    """An argparse type: a number from 0 up."""
-    return _number(float, text, lambda value: 0 <= value < 2**32, "a number from 0 up")
-
-
-def scale(text: str) -> float:
-    """An argparse type: a factor by which pictures are resized."""
-    return _number(float, text, lambda value: 0 < value <= MAX_SCALE, f"a factor above 0, at most {MAX_SCALE}")
-
-
-def _number(kind: type, text: str, is_allowed: Callable[[Any], bool], wanted: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_allowed(value):
-        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-    return value
+positive_int = _number(int, "a whole number from 1 up", lambda value: value >= 1)
+non_negative_int = _number(int, "a whole number from 0 up, below 2**32", lambda value: 0 <= value < 2**32)
+non_negative_float = _number(float, "a number from 0 up", lambda value: 0 <= value < 2**32)
+scale = _number(float, f"a factor above 0, at most {MAX_SCALE}", lambda value: 0 < value <= MAX_SCALE)
 
 
 def command_parser(doc: str) -> argparse.ArgumentParser:

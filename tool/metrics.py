@@ -13,7 +13,7 @@ from data.registry import Entry
 
 from . import visualize
 from .context import Context
-from .outputs import parallel_map
+from .outputs import parallel_map, write_json
 
 MAX_COUNTED = 2**24  # pixels at a time: OpenCV's counts are float32
 NUM_EXTREMES = 4  # best pictures on a contact sheet, and as many of the worst
@@ -94,22 +94,28 @@ def print_table(heading: str, columns: dict[str, dict[str, float | None]], more:
         print(f"{line:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values))
 
 
-def draw_chart(columns: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
-    """Write a PNG with one group of bars a class."""
-    series = {name: [np.nan if value is None else value for value in column.values()] for name, column in columns.items()}
-    visualize.bar_chart(series, list(next(iter(columns.values()))), title, path)
-
-
-def draw_sheet(
-    scores: dict[str, float], entries: Iterable[Entry], labels_of: Callable[[Entry], list[np.ndarray]], titles: Sequence[str], path: Path
+def write_report(
+    stem: Path,
+    content: dict[str, Any],
+    columns: dict[str, dict[str, float | None]],
+    scores: dict[str, float],
+    entries: Iterable[Entry],
+    labels_of: Callable[[Entry], list[np.ndarray]],
+    titles: Sequence[str],
 ) -> None:
-    """Write a PNG of the best and the worst pictures by score, each beside its labels (H, W) as overlays; titles: of the labels."""
+    """Write the content to STEM.json, a chart of the columns to STEM.png, and the best and worst pictures to STEM_sheet.png.
+
+    labels_of: the labels (H, W) that the sheet shows of a picture, as overlays under these titles.
+    """
+    visualize.bar_chart(columns, f"{content['pictures']} pictures of {Path(content['list']).stem}", Path(f"{stem}.png"))
     by_name, rows = {entry.name: entry for entry in entries}, []
     for name in best_and_worst(scores):
         picture = read_picture(by_name[name].picture, upright=False)
         overlays = [visualize.overlay(picture, label) for label in labels_of(by_name[name])]
         rows.append((f"{name}\nmIoU {scores[name]:.1f}", [picture, *overlays]))
-    visualize.contact_sheet(rows, ["picture", *titles], path)
+    visualize.contact_sheet(rows, ["picture", *titles], Path(f"{stem}_sheet.png"))
+    write_json(Path(f"{stem}.json"), content)
+    print(f"wrote {stem}.json, {stem.name}.png and {stem.name}_sheet.png")
 
 
 def best_and_worst(scores: dict[str, float]) -> list[str]:

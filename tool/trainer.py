@@ -22,6 +22,8 @@ from errors import InputError
 from . import checkpoint
 from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
 
+Parameters = Iterable[nn.Parameter]
+
 # a run resumes only with the flags that it began with; a script adds its own
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
 
@@ -88,18 +90,11 @@ def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None
 
 
 def make_optimizer(
-    backbone: Iterable[nn.Parameter],
-    heads: Iterable[nn.Parameter],
-    lr: float,
-    steps: int,
-    momentum: float,
-    weight_decay: float,
-    fused: bool = True,
+    backbone: Parameters, heads: Parameters, lr: float, steps: int, momentum: float, weight_decay: float, fused: bool = True
 ) -> tuple[SGD, LRScheduler]:
     """SGD with lr for the backbone and ten times lr for the heads, both times (1 - step / steps) ** 0.9.
 
-    fused: one pass over all weights. Not with a GradScaler: PyTorch's fused SGD reads uninitialised momentum where the very first step
-    overflows.
+    fused: one pass over all weights; not with a GradScaler, as its first overflow would leave the momentum uninitialised.
     """
     groups = [{"params": list(backbone), "lr": lr}, {"params": list(heads), "lr": 10 * lr}]
     optimizer = SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
@@ -123,11 +118,11 @@ def optimizer_step(
 
 
 class RunFiles(NamedTuple):
-    """Where a training writes."""
+    """Where a training writes: the checkpoint for the next stage, the one to resume from (deleted at the end), TensorBoard's files."""
 
-    final: Path  # the checkpoint that the next stage reads
-    last: Path  # the checkpoint to resume from, deleted at the end
-    logs: Path  # for TensorBoard
+    final: Path
+    last: Path
+    logs: Path
 
     @classmethod
     def of(cls, run_dir: Path, name: str) -> "RunFiles":
@@ -147,10 +142,9 @@ class Trainer:
         trainer.finish()
 
     Args:
-        recipe: what must stay the same to resume: flags, and a digest of the pictures and labels; `recipe_of` makes it.
+        recipe: what must stay the same to resume; `recipe_of` makes it.
         class_names: background first, noted in the checkpoints.
-        num_pictures: an epoch is num_pictures // batch_size steps.
-        model: what is saved, under its own names, on the device. `network` is the same model spread over the processes and compiled.
+        model: on the device; `network` is the same model spread over the processes and compiled.
         backbone, heads: parameters; the heads take ten times the learning rate.
 
     Raises InputError where the last checkpoint was trained by another recipe.
@@ -165,8 +159,8 @@ class Trainer:
         class_names: tuple[str, ...],
         num_pictures: int,
         model: nn.Module,
-        backbone: Iterable[nn.Parameter],
-        heads: Iterable[nn.Parameter],
+        backbone: Parameters,
+        heads: Parameters,
     ):
         self.args, self.context, self.files, self.model, self.num_pictures = args, context, files, model, num_pictures
         self.about = {"arguments": recipe, "class_names": list(class_names)}
@@ -203,7 +197,7 @@ class Trainer:
 
     @property
     def plan(self) -> str:
-        """How long the training is and where it starts, in words."""
+        """The number of steps, the device and the first step, in words."""
         return f"{self.steps} steps on {self.context.device}" + (f", from step {self.start}" if self.start else "")
 
     @property

@@ -29,10 +29,7 @@ def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
 
 
 def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, label: torch.Tensor, rows: int = 4) -> np.ndarray:
-    """Crop, CAM and IS-CAM of the first labelled class, a row for each of the first pictures.
-
-    image (B, 3, H, W) uint8, cam and is_cam (B, K, h, w) in [0, 1], label (B, K-1). Returns (rows * H, 3 * W, 3) uint8.
-    """
+    """Crop, CAM and IS-CAM of the first labelled class; cam and is_cam (B, K, h, w) in [0, 1], label (B, K-1). See `_sheet`."""
 
     def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
         shown = int(label[i].argmax()) + 1
@@ -42,10 +39,7 @@ def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor,
 
 
 def edge_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4) -> np.ndarray:
-    """Crop, inter-pixel label and edges, a row for each of the first pictures.
-
-    image (B, 3, H, W) uint8, label (B, H, W) uint8, logits (B, 1, h, w). Returns (rows * H, 3 * W, 3) uint8.
-    """
+    """Crop, inter-pixel label (B, H, W) uint8 and edges from logits (B, 1, h, w). See `_sheet`."""
 
     def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
         return [overlay(picture, label[i].cpu().numpy()), heat(picture, _enlarged(logits[i, 0].sigmoid(), picture))]
@@ -54,10 +48,7 @@ def edge_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, r
 
 
 def segmentation_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4) -> np.ndarray:
-    """Crop, pseudo label and prediction, a row for each of the first pictures.
-
-    image (B, 3, H, W) uint8, label (B, H, W) uint8, logits (B, K, h, w). Returns (rows * H, 3 * W, 3) uint8.
-    """
+    """Crop, pseudo label (B, H, W) uint8 and prediction from logits (B, K, h, w). See `_sheet`."""
 
     def panels(i: int, picture: np.ndarray) -> list[np.ndarray]:
         prediction = logits[i].argmax(0).to(torch.uint8).cpu().numpy()
@@ -68,7 +59,7 @@ def segmentation_sheet(image: torch.Tensor, label: torch.Tensor, logits: torch.T
 
 
 def _sheet(image: torch.Tensor, panels: Callable[[int, np.ndarray], list[np.ndarray]], rows: int) -> np.ndarray:
-    """The first pictures of a batch, each beside its panels."""
+    """A row for each of the first images (B, 3, H, W) uint8, beside its panels: (rows * H, 3 * W, 3) uint8."""
     pictures = [one.permute(1, 2, 0).cpu().numpy() for one in image[:rows]]
     return np.vstack([np.hstack([picture, *panels(i, picture)]) for i, picture in enumerate(pictures)])
 
@@ -93,12 +84,14 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Seq
     _write(figure, path, dpi)
 
 
-def bar_chart(series: dict[str, Sequence[float]], names: Sequence[str], title: str, path: Path) -> None:
-    """Write a PNG with one group of bars a class: series name -> one value in percent a class name."""
+def bar_chart(columns: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
+    """Write a PNG with one group of bars a class: column title -> class name -> value in percent."""
+    names = list(next(iter(columns.values())))
     figure, axis = plt.subplots(figsize=(max(5, 0.42 * len(names) + 1), 3.6))
-    width = 0.8 / len(series)
-    for i, (label, values) in enumerate(series.items()):
-        axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, np.nan_to_num(np.array(values, float)), width, label=label)
+    width = 0.8 / len(columns)
+    for i, (label, column) in enumerate(columns.items()):
+        heights = [value or 0 for value in column.values()]  # a class that the truth never shows has none
+        axis.bar(np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width, heights, width, label=label)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8, parse_math=False)
     axis.set_ylabel("% of the union")
     axis.set_title(title, fontsize=10, parse_math=False)

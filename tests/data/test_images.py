@@ -13,17 +13,8 @@ RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3)  # no two of its eight turns and mirrors are alike
 
 # what lies in the file for each EXIF orientation, by the tag's definition: where row 0 and column 0 of the file belong
-STORED = {
-    1: [[0, 1, 2], [3, 4, 5]],
-    2: [[2, 1, 0], [5, 4, 3]],
-    3: [[5, 4, 3], [2, 1, 0]],
-    4: [[3, 4, 5], [0, 1, 2]],
-    5: [[0, 3], [1, 4], [2, 5]],
-    6: [[2, 5], [1, 4], [0, 3]],
-    7: [[5, 2], [4, 1], [3, 0]],
-    8: [[3, 0], [4, 1], [5, 2]],
-}
-ORIENTATIONS = pytest.mark.parametrize("value", STORED)
+STORED = {1: [[0, 1, 2], [3, 4, 5]], 2: [[2, 1, 0], [5, 4, 3]], 3: [[5, 4, 3], [2, 1, 0]], 4: [[3, 4, 5], [0, 1, 2]]}
+STORED |= {5: [[0, 3], [1, 4], [2, 5]], 6: [[2, 5], [1, 4], [0, 3]], 7: [[5, 2], [4, 1], [3, 0]], 8: [[3, 0], [4, 1], [5, 2]]}
 UNKNOWN = {value: STORED[1] for value in (0, 9, 77)}  # mean upright
 
 
@@ -88,7 +79,7 @@ def test_every_orientation_is_read_upright_and_as_stored(tmp_path, suffix, value
     assert np.abs(read_picture(path, upright=False)[..., 0].astype(int) - stored).max() < 8
 
 
-@ORIENTATIONS
+@pytest.mark.parametrize("value", STORED)
 def test_maps_are_turned_between_the_frames(value):
     stored = np.array(STORED[value])
     assert np.array_equal(to_stored_frame(UPRIGHT, value), stored)
@@ -101,23 +92,21 @@ def test_maps_are_turned_between_the_frames(value):
         assert np.array_equal(back(turned, value), maps)
 
 
-@pytest.mark.parametrize(
-    ("file", "size", "least_side", "expected"),
-    [
-        ("a.jpg", (64, 48), 32, (32, 24)),  # a half is just enough
-        ("a.jpg", (64, 48), 33, (64, 48)),
-        ("a.jpg", (65, 47), 32, (33, 24)),
-        ("a.jpg", (400, 300), 80, (100, 75)),  # of a half, a quarter and an eighth the smallest that will do
-        ("a.jpg", (300, 400), 50, (38, 50)),
-        ("a.jpg", (3200, 2400), 50, (400, 300)),
-        ("a.jpg", (800, 1), 100, (800, 1)),
-        ("a.jpg", (64, 48), None, (64, 48)),
-        *((f"a.{suffix}", (64, 48), 8, (64, 48)) for suffix in ("png", "webp", "tif", "bmp")),
-    ],
-)
-def test_a_jpeg_is_decoded_at_a_fraction_that_leaves_enough(tmp_path, file, size, least_side, expected):
-    Image.new("RGB", size, "teal").save(tmp_path / file)
-    picture = read_picture(tmp_path / file, least_side=least_side)
+# the smallest of all, a half, a quarter and an eighth that is just enough; other formats are decoded whole
+DECODED = [
+    ("jpg", (64, 48), 32, (32, 24)),
+    ("jpg", (64, 48), 33, (64, 48)),
+    ("jpg", (65, 47), 32, (33, 24)),
+    ("jpg", (800, 1), 100, (800, 1)),
+]
+DECODED += [("jpg", (400, 300), 80, (100, 75)), ("jpg", (300, 400), 50, (38, 50)), ("jpg", (3200, 2400), 50, (400, 300))]
+DECODED += [("jpg", (64, 48), None, (64, 48)), *((suffix, (64, 48), 8, (64, 48)) for suffix in ("png", "webp", "tif", "bmp"))]
+
+
+@pytest.mark.parametrize(("suffix", "size", "least_side", "expected"), DECODED)
+def test_a_jpeg_is_decoded_at_a_fraction_that_leaves_enough(tmp_path, suffix, size, least_side, expected):
+    Image.new("RGB", size, "teal").save(tmp_path / f"a.{suffix}")
+    picture = read_picture(tmp_path / f"a.{suffix}", least_side=least_side)
     assert picture.shape == (*expected[::-1], 3)
     assert np.abs(picture.astype(int) - [0, 128, 128]).max() <= 3
 
@@ -135,14 +124,8 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-SPOILT = {
-    "missing": lambda path: None,
-    "empty": lambda path: path.touch(),
-    "a web page": lambda path: path.write_text("<html>404</html>"),
-    "a folder": lambda path: path.mkdir(),
-    "a bomb": a_bomb,
-    "cut off": cut_off,
-}
+SPOILT = {"missing": lambda path: None, "empty": Path.touch, "a folder": Path.mkdir, "a bomb": a_bomb, "cut off": cut_off}
+SPOILT |= {"a web page": lambda path: path.write_text("<html>404</html>")}
 
 
 @pytest.mark.parametrize("kind", SPOILT)
@@ -152,8 +135,8 @@ def test_a_spoilt_file_is_refused_by_its_path(tmp_path, read, kind):
     SPOILT[kind](path)
     if (read, kind) == (picture_size, "cut off"):
         assert read(path) == (64, 64)  # the header is enough
-        return
-    assert_refused(path, read)
+    else:
+        assert_refused(path, read)
 
 
 @pytest.mark.parametrize("palette", [True, False])

@@ -84,15 +84,6 @@ def test_coco_is_two_folders_of_pictures(tmp_path):
     assert_refused(f"{tmp_path / 'val.txt'}, line 1: ", dataset.entries, "val")
 
 
-def test_a_folder_of_your_own_is_read(folder):
-    (folder / "classes.txt").write_bytes(b"\xef\xbb\xbfdog\r\n\r\n cat \r\n")  # their order counts
-    dataset = open_dataset("folder", folder)
-    assert dataset.class_names == ("background", "dog", "cat")
-    entries = dataset.entries("train")
-    assert entries[0] == ("a", folder / "images/a.jpg", folder / "masks/a.png")
-    assert dataset.labels(entries).tolist() == [[0, 1], [1, 0], [1, 1]]
-
-
 LIST_FORMS = [f"\n{NAMES[1]}\n\n  {NAMES[0]} \n\t\n", f"\ufeff{NAMES[1]}.jpg\r\n{NAMES[0]}.JPG"]
 LIST_FORMS += ["".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in (NAMES[1], NAMES[0]))]
 LIST_FORMS += [f"JPEGImages/{NAMES[1]}.jpg\tSegmentationClassAug/{NAMES[1]}.png\n{NAMES[0]}\n"]
@@ -108,16 +99,9 @@ def test_every_form_of_list_gives_the_names_in_order(fixed_voc, tmp_path, conten
 
 
 A_PICTURE = f"/JPEGImages/{NAMES[0]}.jpg"
-ONE_LINE = [
-    "../secret",
-    "..",
-    f"/JPEGImages/../..{A_PICTURE} /a.png",
-    f"{A_PICTURE} ../a.png",
-    f"JPEGImages\\{NAMES[0]}.jpg",
-    f"{NAMES[0]}\0",
-]
+ONE_LINE = ["../secret", "..", f"/JPEGImages/../..{A_PICTURE} /a.png", f"{A_PICTURE} ../a.png", f"{NAMES[0]}\0"]
 ONE_LINE += [A_PICTURE, f"/JPEGImages/{NAMES[0]}.png /SegmentationClass/{NAMES[0]}.png", f"{NAMES[0]} {NAMES[1]}"]
-ONE_LINE += [f"{__file__} /a.png"]  # a leading slash means the root
+ONE_LINE += [f"JPEGImages\\{NAMES[0]}.jpg", f"{__file__} /a.png"]  # a leading slash means the root
 MORE = [("", None), ("\n \n", None), (f"{NAMES[0]}\n".encode("utf-16"), None), (f"{NAMES[0]}\n\n{NAMES[0]}\n", 3)]
 MORE += [(f"{NAMES[0]}\n{A_PICTURE} /a.png\n", 2), (f"{NAMES[0]}\n2007_999999\n", 2)]
 
@@ -133,10 +117,8 @@ def test_a_bad_list_is_refused_by_its_line(fixed_voc, tmp_path, content, line):
 def test_a_list_that_is_nowhere_is_refused(tiny_voc, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     for file in (
-        "ImageSets/outside.txt",
         "outside.txt",
-        "ImageSets/Segmentation/below/inside.txt",
-        "ImageSets/Segmentation/nowhere/train.txt",
+        *(f"ImageSets/{name}.txt" for name in ("outside", "Segmentation/below/inside", "Segmentation/nowhere/train")),
     ):
         touch(tiny_voc / file).write_text(f"{NAMES[0]}\n")  # a name with a slash is a path, never a list of the dataset
     assert_refused(name, open_dataset("voc", tiny_voc).entries, name)
@@ -265,7 +247,6 @@ def test_entries_are_a_list_of_those_that_were_given():
 def test_entries_are_sliced_selected_and_sent_to_workers(rows, part):
     entries, expected = Entries.of(rows)[part], ENTRIES[: len(rows)][part]
     assert isinstance(entries, Entries)
-    assert list(entries) == list(pickle.loads(pickle.dumps(entries))) == list(entries.where(lambda entry: True)) == expected
-    assert list(entries.where(lambda entry: entry.name == "雪")) == [entry for entry in expected if entry.name == "雪"]
+    assert list(entries) == list(pickle.loads(pickle.dumps(entries))) == expected
     assert list(entries.select([-1, 0, 0] if expected else [])) == [expected[i] for i in ([-1, 0, 0] if expected else [])]
     assert list(entries.with_masks(Path("labels"))) == [entry._replace(mask=Path(f"labels/{entry.name}.png")) for entry in expected]

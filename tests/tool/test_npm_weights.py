@@ -16,20 +16,17 @@ from torchvision.models import resnet50
 from errors import InputError
 from tool import checkpoint, npm_weights
 
-
-@pytest.fixture(scope="module")
-def shapes() -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: value.shape for name, value in resnet50().state_dict().items()}
+with torch.device("meta"):
+    SHAPES = {name: value.shape for name, value in resnet50().state_dict().items()}
 
 
 @pytest.fixture(scope="module")
-def keras(shapes) -> dict[str, np.ndarray]:
+def keras() -> dict[str, np.ndarray]:
     """Random tensors under Keras' names, in Keras' layout, for the whole network."""
     rng = np.random.default_rng(0)
     tensors = {"fc1000/kernel": rng.standard_normal((2048, 1000), np.float32), "fc1000/bias": rng.standard_normal(1000, np.float32)}
     for conv, bn, torch_conv, _ in npm_weights.layer_names():
-        out_channels, in_channels, height, width = shapes[f"{torch_conv}.weight"]
+        out_channels, in_channels, height, width = SHAPES[f"{torch_conv}.weight"]
         kernel = rng.standard_normal((height, width, in_channels, out_channels), np.float32)
         tensors[f"{conv}/kernel"] = kernel / (height * width * in_channels)
         for name in (f"{conv}/bias", f"{bn}/gamma", f"{bn}/beta", f"{bn}/moving_mean"):
@@ -57,33 +54,30 @@ def torch_layer(state: dict[str, torch.Tensor], conv: str, bn: str, pixels: torc
     return F.batch_norm(F.conv2d(pixels, state[f"{conv}.weight"].double()), *statistics, eps=1e-5)
 
 
-def test_the_state_dict_is_torchvisions_and_its_head_computes_the_same(keras, converted, shapes):
-    assert {name: value.shape for name, value in converted.items()} == shapes
+def test_the_state_dict_is_torchvisions_and_its_head_computes_the_same(keras, converted):
+    assert {name: value.shape for name, value in converted.items()} == SHAPES
     assert {value.dtype for name, value in converted.items() if "num_batches" not in name} == {torch.float32}
     features = torch.rand(2, 2048, generator=torch.manual_seed(0))
     expected = features.numpy() @ keras["fc1000/kernel"] + keras["fc1000/bias"]
     np.testing.assert_allclose(F.linear(features, converted["fc.weight"], converted["fc.bias"]), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("of_keras", "of_torch"),
-    [
-        (("res2a_branch2a", "bn2a_branch2a"), ("layer1.0.conv1", "layer1.0.bn1")),
-        (("res3d_branch2b", "bn3d_branch2b"), ("layer2.3.conv2", "layer2.3.bn2")),
-        (("res5a_branch1", "bn5a_branch1"), ("layer4.0.downsample.0", "layer4.0.downsample.1")),
-    ],
-)
-def test_layers_compute_the_same(keras, converted, of_keras, of_torch):
-    channels = converted[f"{of_torch[0]}.weight"].shape[1]
-    pixels = torch.rand(1, channels, 5, 5, generator=torch.manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(torch_layer(converted, *of_torch, pixels), keras_layer(keras, *of_keras, pixels), rtol=1e-4, atol=1e-4)
+LAYERS = [("res2a_branch2a", "bn2a_branch2a", "layer1.0.conv1", "layer1.0.bn1")]
+LAYERS += [("res3d_branch2b", "bn3d_branch2b", "layer2.3.conv2", "layer2.3.bn2")]
+LAYERS += [("res5a_branch1", "bn5a_branch1", "layer4.0.downsample.0", "layer4.0.downsample.1")]
+
+
+@pytest.mark.parametrize("names", LAYERS)
+def test_layers_compute_the_same(keras, converted, names):
+    pixels = torch.rand(1, SHAPES[f"{names[2]}.weight"][1], 5, 5, generator=torch.manual_seed(0), dtype=torch.float64)
+    actual, expected = torch_layer(converted, *names[2:], pixels), keras_layer(keras, *names[:2], pixels)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_layer_takes_normalized_rgb(keras, converted):
     rgb = torch.randint(0, 256, (1, 3, 12, 12), generator=torch.manual_seed(0)).double()
-    caffe, mean, std = (
-        torch.tensor(v).double()[:, None, None] for v in ([103.939, 116.779, 123.68], [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
+    constants = [103.939, 116.779, 123.68], [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    caffe, mean, std = (torch.tensor(values).double()[:, None, None] for values in constants)
     expected = keras_layer(keras, "conv1", "bn_conv1", rgb.flip(1) - caffe)
     actual = torch_layer(converted, "conv1", "bn1", (rgb / 255 - mean) / std)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

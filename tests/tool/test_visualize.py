@@ -69,7 +69,8 @@ def test_sheets_and_charts_are_readable_files(tmp_path):
     rows = [("first\nmIoU $50.0", [GREY, GREY]), ("猫", [GREY.swapaxes(0, 1)] * 2)]
     contact_sheet(rows, ["picture", "label"], tmp_path / "new/sheet.jpg")
     contact_sheet([("only", [GREY])], ["picture"], tmp_path / "small.png")
-    bar_chart({"IS-CAM": [80.0, np.nan], "general CAM": [70.0, np.nan]}, ["background", "cat"], "3 pictures", tmp_path / "bars.png")
+    columns = {title: {"background": value, "cat": None} for title, value in (("IS-CAM", 80.0), ("general CAM", 70.0))}
+    bar_chart(columns, "3 pictures", tmp_path / "bars.png")
     for name, kind in {"new/sheet.jpg": "JPEG", "small.png": "PNG", "bars.png": "PNG"}.items():
         with Image.open(tmp_path / name) as image:
             assert image.format == kind and min(image.size) > 100
