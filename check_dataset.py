@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     print_problems("to fix", problems)
     if problems:
         raise InputError(f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); fix them and check again")
-    smaller = f' --with train_resnet50_SIPE "--batch_size {len(entries)}"' if len(entries) < BATCH_SIZE else ""
+    stages = ("train_resnet50_SIPE", "train_seg") if len(entries) < BATCH_SIZE else ()
+    smaller = "".join(f' --with {stage} "--batch_size {len(entries)}"' for stage in stages)
     print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {args.root}{smaller}")
 
 

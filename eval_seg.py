@@ -41,7 +41,7 @@ def read_pair(entry: Entry, label_dir: Path, num_classes: int) -> list[np.ndarra
 
 
 def compare(entry: Entry, label_dir: Path, num_classes: int) -> tuple[str, dict[str, np.ndarray]]:
-    """A picture's name, its confusion matrix, and how many pixels of the truth have no label and a label."""
+    """A picture's name, its confusion matrix, and how many known pixels are unlabelled and labelled."""
     truth, label = read_pair(entry, label_dir, num_classes)
     known = truth != IGNORE
     labelled = int((known & (label != IGNORE)).sum())

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--crf_on", choices=("labels", "maps"), help=crf_on)
     parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
     parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; a higher one spreads less (default 10)")
-    parser.add_argument("--exp_times", type=int, help="the random walk takes 2 to this power steps (default 8)")
+    parser.add_argument("--exp_times", type=int, help="the random walk takes 2 ** exp_times steps (default 8)")
     add_overwrite(parser)
     args = parse_stage(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"

@@ -76,7 +76,7 @@ def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
         for path in paths:
             name = plain_name(os.path.basename(path))
             if name in pictures and not os.path.samefile(path, pictures[name]):
-                raise InputError(f"{path}: its mask would be {name}.png, as that of {pictures[name]}; use different --output_dir")
+                raise InputError(f"{path}: its mask {name}.png would replace that of {pictures[name]}; use two --output_dir")
             pictures[name] = path
     return Entries.of((name, path, "") for name, path in pictures.items())
 

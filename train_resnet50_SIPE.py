@@ -34,7 +34,7 @@ RECIPE = (*trainer.RECIPE, "resize_long")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    lr_help = "learning rate of the backbone; classifier and side branches take 10 times it"
+    lr_help = "learning rate of the backbone; classifier and side branches take ten times this rate"
     trainer.add_flags(parser, batch_size=16, max_epochs=5, lr_help=lr_help)
     scratch = "initial weights of the backbone, none to train every layer and BatchNorm's statistics from scratch"
     trainer.add_weights(parser, scratch, "a ResNet-50")

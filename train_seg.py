@@ -37,7 +37,7 @@ RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "cl
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    lr = "learning rate of the backbone; the classifier takes 10 times it (default 0.00025 with deeplabv2, 0.001 with deeplabv3)"
+    lr = "learning rate of the backbone; the classifier takes ten times this rate (default 0.00025 with deeplabv2, 0.001 with deeplabv3)"
     trainer.add_flags(parser, batch_size=16, max_epochs=30, lr_help=lr, lr=None, momentum=0.9, wt_dec=5e-4)
     network = f"head and backbone; DeepLab-v2 on ResNet-101 is the paper's (default {NETWORKS[0]})"
     parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0], help=network)

@@ -126,7 +126,7 @@ class ResumableBatches(Sampler):
 def training_loader(dataset: Dataset, batches: ResumableBatches, num_workers: int, pin_memory: bool = False) -> DataLoader:
     """Load batches of a dataset's items, such as image (B, 3, C, C) uint8; pin_memory if a GPU takes them.
 
-    Its workers are seeded by a generator of its own, as the network's dropout, which a resumed run repeats, draws from torch's.
+    Workers are seeded by a generator of their own: seeding them from torch's would change the dropout of a resumed run.
     """
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
 

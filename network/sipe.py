@@ -30,7 +30,7 @@ class SIPE(nn.Module):
 
     Args:
         num_classes: K, background included (VOC 21, COCO 81).
-        pretrained: the backbone starts from ImageNet weights: layer1, layer2 and all BatchNorm statistics stay frozen.
+        pretrained: the backbone starts from ImageNet weights: stem, layer1, layer2 and all BatchNorm statistics stay frozen.
             False trains everything.
     """
 

@@ -132,7 +132,8 @@ def test_a_small_batch_is_suggested(tiny_voc):
     notes, _, printed = check(tiny_voc, "--dataset", "voc")
     assert any("classes without" in note and "(18)" in note for note in notes)
     assert re.search(r"^cat +3 +3$", printed, re.MULTILINE) and re.search(r"^dog +6 +6$", printed, re.MULTILINE)
-    assert printed.endswith(f'bash run_voc.sh --dataset_root {tiny_voc} --with train_resnet50_SIPE "--batch_size 6"\n')
+    smaller = ' --with train_resnet50_SIPE "--batch_size 6" --with train_seg "--batch_size 6"'
+    assert printed.endswith(f"bash run_voc.sh --dataset_root {tiny_voc}{smaller}\n")
 
 
 def test_problems_of_voc_are_all_listed(tiny_voc):

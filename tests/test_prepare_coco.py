@@ -56,6 +56,20 @@ DRAWN = {
 TAGS = ["name,classes", "t_1,person;cat;dog", "t_2,toothbrush", "t_3,cup;fork;book", "v_1,tv"]  # the book is hidden
 MASKS = {f"masks/{name}.png" for name in DRAWN}
 PRODUCED = MASKS | {"train.txt", "val.txt", "tags.csv"}
+TWO_BOXES = [*box("dog", 0, 0, 2, 2)["segmentation"], *box("dog", 8, 0, 10, 2)["segmentation"], [3, 3, 4, 4]]
+OUTSIDE = [[100, 100, 120, 100, 120, 120]]
+FIELDS = [*(("images", key) for key in ("id", "file_name", "height", "width")), ("categories", "id"), ("categories", "name")]
+FIELDS += [("annotations", key) for key in ("image_id", "category_id", "iscrowd", "segmentation")]
+VALUES = [("annotations", "category_id", 12), ("images", "height", float("nan")), ("categories", "name", "wizard")]
+VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", 7)]
+CHANGES = {
+    **{f"{part} without {key}": lambda content, part=part, key=key: content[part][0].pop(key) for part, key in FIELDS},
+    **{f"{key} {value}": lambda content, part=part, new={key: value}: content[part][0].update(new) for part, key, value in VALUES},
+    **{f"no {part}": lambda content, part=part: content.pop(part) for part in ("images", "annotations", "categories")},
+    "a category more": lambda content: content["categories"].append({"id": 91, "name": "wizard"}),
+    "an image a number": lambda content: content.update(images=[5]),
+}
+OTHER = [None, b"", b"[]", b"null", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000]
 
 
 @pytest.fixture
@@ -107,16 +121,13 @@ def mask(root: Path, name: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def drawn(name: str) -> np.ndarray:
-    return np.array([[CLASSES.index(LETTERS[letter]) for letter in line] for line in DRAWN[name]])
-
-
 def test_masks_lists_and_tags_are_as_worked_by_hand(root):
     before = files_below(root)
     _, printed, error = run(root, num_workers=2)
     assert files_below(root) - before == PRODUCED
     for name in DRAWN:
-        np.testing.assert_array_equal(mask(root, name), drawn(name), name)
+        expected = [[CLASSES.index(LETTERS[letter]) for letter in line] for line in DRAWN[name]]
+        np.testing.assert_array_equal(mask(root, name), expected, name)
     assert [(root / f"{split}.txt").read_text() for split in PICTURES] == ["t_1\nt_2\nt_3\n", "v_1\n"]
     assert (root / "tags.csv").read_text().splitlines() == TAGS
     assert re.findall(r"(\d+) +(\d+)  (.*)", printed) == [(str(n), str(n), "OK") for n in (4, 3, 3, 1, 1, 1)] and not error
@@ -166,6 +177,11 @@ def test_zips_are_unpacked_once(root):
     assert times_below(root) == times
 
 
+def test_a_picture_that_occurs_twice_is_a_problem(root):
+    change(root, lambda content: content["images"].append({**content["images"][0], "id": 1}))
+    assert [problem.startswith(f"{json_of(root)}: ") and "t_1" in problem for problem in run(root)[0]] == [True]
+
+
 def test_a_root_without_pictures_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         assert run(path)[2].startswith(f"{path}: ")
@@ -198,29 +214,12 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_prepared(roo
     assert (root / "tags.csv").read_text().splitlines() == [TAGS[0], *TAGS[2:]]
 
 
-TWO_BOXES = [*box("dog", 0, 0, 2, 2)["segmentation"], *box("dog", 8, 0, 10, 2)["segmentation"], [3, 3, 4, 4]]
-OUTSIDE = [[100, 100, 120, 100, 120, 120]]
-
-
-@pytest.mark.parametrize(("value", "pixels"), [([], 0), ([[0, 0, 4, 4]], 0), (OUTSIDE, 0), (TWO_BOXES, 8)], ids=str)
+@pytest.mark.parametrize(("value", "pixels"), [([], 0), ([[0, 0, 4, 4]], 0), (OUTSIDE, 0), (TWO_BOXES, 8)])
 def test_an_instance_is_a_tag_whatever_is_drawn_of_it(root, value, pixels):
     segmentation(value)(root)
     run(root)
     assert (mask(root, "t_1") == CLASSES.index("dog")).sum() == pixels
     assert (root / "tags.csv").read_text().splitlines() == TAGS
-
-
-FIELDS = [*(("images", key) for key in ("id", "file_name", "height", "width")), ("categories", "id"), ("categories", "name")]
-FIELDS += [("annotations", key) for key in ("image_id", "category_id", "iscrowd", "segmentation")]
-VALUES = [("annotations", "category_id", 12), ("images", "height", float("nan")), ("categories", "name", "wizard")]
-VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", 7)]
-CHANGES = {
-    **{f"{part} without {key}": lambda content, part=part, key=key: content[part][0].pop(key) for part, key in FIELDS},
-    **{f"{key} {value}": lambda content, part=part, new={key: value}: content[part][0].update(new) for part, key, value in VALUES},
-    **{f"no {part}": lambda content, part=part: content.pop(part) for part in ("images", "annotations", "categories")},
-    "a category more": lambda content: content["categories"].append({"id": 91, "name": "wizard"}),
-    "an image a number": lambda content: content.update(images=[5]),
-}
 
 
 @pytest.mark.parametrize("how", CHANGES.values(), ids=CHANGES)
@@ -232,16 +231,7 @@ def test_an_annotation_of_another_form_is_named_and_nothing_is_written(root, how
     assert times_below(root) == before
 
 
-OTHER = [None, b"", b"[]", b"null", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000]
-
-
 @pytest.mark.parametrize("content", OTHER, ids=lambda text: repr(text)[:12])
 def test_a_file_of_something_else_is_named(root, content):
     json_of(root).write_bytes(content) if content is not None else json_of(root).unlink()
     assert run(root)[2].startswith(f"{json_of(root)}: ")
-
-
-def test_a_picture_that_occurs_twice_is_a_problem(root):
-    change(root, lambda content: content["images"].append({**content["images"][0], "id": 1}))
-    (problem,), *_ = run(root)
-    assert problem.startswith(f"{json_of(root)}: ") and "t_1" in problem

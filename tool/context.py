@@ -102,7 +102,7 @@ def add_switch(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add --overwrite."""
-    add_switch(parser, "--overwrite", "delete the files that this command wrote to its output folder and make them again")
+    add_switch(parser, "--overwrite", "delete the results in the output folder and make them again")
 
 
 def add_scales(parser: argparse.ArgumentParser, default: list[float], note: str = "") -> None:

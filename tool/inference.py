@@ -47,7 +47,7 @@ def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
     for names in map(read_classes, (VOC.classes, COCO.classes)):
         if torch.is_tensor(weight) and weight.ndim and len(weight) == len(names) - 1:
             return names
-    raise InputError(f"{path}: names no classes, nor is it the authors'; use a checkpoint of train_seg.py or SIPE")
+    raise InputError(f"{path}: holds no class names and is not an authors' checkpoint; use one of train_seg.py or train_resnet50_SIPE.py")
 
 
 def load_irn(path: Path) -> tuple[IRN, int]:

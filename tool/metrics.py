@@ -103,10 +103,7 @@ def write_report(
     labels_of: Callable[[Entry], list[np.ndarray]],
     titles: Sequence[str],
 ) -> None:
-    """Write the content to STEM.json, a chart of the columns to STEM.png, and the best and worst pictures to STEM_sheet.png.
-
-    labels_of: the labels (H, W) that the sheet shows of a picture, as overlays under these titles.
-    """
+    """Write STEM.json, a chart of the columns, and a sheet of the best and worst pictures with labels_of(entry) under these titles."""
     visualize.bar_chart(columns, f"{content['pictures']} pictures of {Path(content['list']).stem}", Path(f"{stem}.png"))
     by_name, rows = {entry.name: entry for entry in entries}, []
     for name in best_and_worst(scores):

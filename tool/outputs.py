@@ -1,7 +1,7 @@
 """What a stage writes: whole files only, and one rule for what is already done.
 
-A folder of results holds settings.json: which stage made it, with which settings, from which checkpoint (SHA-256) and which folder.
-A file in it is up to date if it exists and is not older than the files that it was made from.
+A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date if it
+exists and is not older than the files that it was made from.
 """
 
 import contextlib
@@ -91,8 +91,8 @@ def is_up_to_date(path: Path, *sources: Path) -> bool:
 def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool) -> None:
     """Note in FOLDER/settings.json which stage fills the folder and how.
 
-    overwrite: delete the results that are there. Raises InputError for a folder with other settings, and for one that holds files but no
-    settings.json of this stage: somebody else's files are never deleted.
+    overwrite: delete the results in the folder. Raises InputError for a folder with other settings, and for one that holds files but no
+    settings.json of this stage: that is somebody else's, and nothing in it is deleted.
     """
     make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}

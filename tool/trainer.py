@@ -138,7 +138,7 @@ class Trainer:
         for batch in trainer.batches(crops):
             out = trainer.network(batch["image"])
             trainer.step(loss(out))
-            trainer.log({"loss": ...})
+            trainer.log({"loss": ...}, "picture_name", draw_picture)
         trainer.finish()
 
     Args:

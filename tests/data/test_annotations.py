@@ -43,6 +43,32 @@ def assert_refused(path: Path, read, *arguments) -> None:
 
 ENDINGS = (*PICTURE_TYPES, ".JPG", ".Png")
 SPELT = {"  a b\t": "a b", "a.b": "a.b", "a.b.jpg": "a.b", "a.txt": "a.txt", ".jpg": ".jpg", f"{DECOMPOSED}.jpg": COMPOSED, "": ""}
+MOST = [*map(str, range(254))]  # as many as fit into a mask
+BAD_CLASSES = [None, "cat\ndog\n cat\n", f"{COMPOSED}\n{DECOMPOSED}\n", "Background\ncat\n", "cat;dog\n", "\n".join([*MOST, "x"]), "\n \n"]
+FORMS = ["name,classes\na,cat\nb,cat;dog\n", "a,cat\nb,cat;dog", "Name,Tags\n\na,cat\n\nb,dog;cat\n", "a.jpg,cat\nb.PNG,cat;dog\n"]
+FORMS += [b"\xef\xbb\xbfname,classes\r\na,cat\r\nb,cat;dog\r\n", "a,;cat\nb,cat;;dog;\n", "a,cat ; ;\n\tb,;; cat;dog \n"]
+FORMS += ["name,classes,,\na,cat,,\nb,cat;dog,,\n,,,\n", '"a","cat"\n"b","cat;dog"\n', "a,cat;cat\nb,dog;cat;dog\n"]
+BAD_ROWS = {  # by the number of the bad line
+    1: ["a,Cat", "a,background", 'a,"cat,dog"', "a,cat,dog", "a,,dog", "../a,cat", "..,cat", "a\\b,cat", "/a,cat", '"a\x01",cat', "a;cat"],
+    2: ["a.jpg,cat\na.png,dog", f"{COMPOSED},cat\n{DECOMPOSED},cat", "a,cat\n,dog", 'a,"two\nlines"'],
+    3: ["name,classes\na,cat\nb,cow", "a,cat\n\na,dog"],
+}
+UNKNOWN_ENCODINGS = [f"<?xml version='1.0' encoding='{name}'?><annotation/>" for name in ("klingon", "gbk")]
+ANY, JPG = ["{}.*"], ["images/{}.jpg"]
+EACH = {f"a{i}": f"a{i}{ending}" for i, ending in enumerate(ENDINGS)}
+FOUR = ["1/a.png", "1/b.png", "2/b.png", "2/c.png"]
+FOUND = [
+    (["images/b.jpg", "images/a.jpg", "images/note.txt", "c.jpg"], JPG, {"a": "images/a.jpg", "b": "images/b.jpg"}),
+    (["images/a.b.jpg", f"images/{DECOMPOSED}.JPG"], JPG, {"a.b": "images/a.b.jpg", COMPOSED: f"images/{DECOMPOSED}.JPG"}),
+    ([*EACH.values(), "b.txt", "c", "d.mp4"], ANY, EACH),
+    (["a.jpg", "._a.jpg", ".b.jpg"], ANY, {"a": "a.jpg"}),
+    (["a.png", "b.PNG", "c.jpg"], ["{}.png"], {"a": "a.png", "b": "b.PNG"}),
+    (FOUR, ["1/{}.png", "2/{}.png"], {"a": "1/a.png", "b": "1/b.png", "c": "2/c.png"}),
+    (FOUR, ["2/{}.png", "1/{}.png"], {"a": "1/a.png", "b": "2/b.png", "c": "2/c.png"}),
+    (["images/a.jpg", "b.jpg"], [*JPG, *ANY], {"a": "images/a.jpg"}),  # the root counts only if nothing else is there
+    (["file.jpg"], ["nowhere/{}.jpg", "file.jpg/{}.jpg", "{}.jpg"], {"file": "file.jpg"}),
+    (["images/folder.jpg/x", "images/a.jpg"], JPG, {"a": "images/a.jpg"}),
+]
 
 
 @pytest.mark.parametrize(("text", "name"), [*((f"a{ending}", "a") for ending in ENDINGS), *SPELT.items()])
@@ -60,26 +86,15 @@ def test_lines_keep_their_numbers(tmp_path, content):
     assert annotations.read_lines(write(tmp_path / "a.txt", content), "fix it") == [(1, "a"), (3, COMPOSED)]
 
 
-MOST = [*map(str, range(254))]  # as many as fit into a mask
-
-
 @pytest.mark.parametrize("names", [["potted plant", "cup, blue", "Cat", "cat"], MOST], ids=len)
 def test_class_names_follow_the_background(tmp_path, names):
     path = write(tmp_path / "classes.txt", "\ufeff\r\n " + " \r\n\r\n".join(names))
     assert annotations.read_classes(path) == ("background", *names)
 
 
-BAD_CLASSES = [None, "cat\ndog\n cat\n", f"{COMPOSED}\n{DECOMPOSED}\n", "Background\ncat\n", "cat;dog\n", "\n".join([*MOST, "x"]), "\n \n"]
-
-
 @pytest.mark.parametrize("content", [*BAD_CLASSES, "café".encode("latin-1"), "cat\n".encode("utf-16")])
 def test_bad_class_names_are_refused(tmp_path, content):
     assert_refused(write(tmp_path / "classes.txt", content), annotations.read_classes)
-
-
-FORMS = ["name,classes\na,cat\nb,cat;dog\n", "a,cat\nb,cat;dog", "Name,Tags\n\na,cat\n\nb,dog;cat\n", "a.jpg,cat\nb.PNG,cat;dog\n"]
-FORMS += [b"\xef\xbb\xbfname,classes\r\na,cat\r\nb,cat;dog\r\n", "a,;cat\nb,cat;;dog;\n", "a,cat ; ;\n\tb,;; cat;dog \n"]
-FORMS += ["name,classes,,\na,cat,,\nb,cat;dog,,\n,,,\n", '"a","cat"\n"b","cat;dog"\n', "a,cat;cat\nb,dog;cat;dog\n"]
 
 
 @pytest.mark.parametrize("content", FORMS)
@@ -95,29 +110,11 @@ def test_names_may_hold_almost_anything(tmp_path):
     assert tags_of(tmp_path / "tags.csv", "name,classes\n\n") == ({}, [])
 
 
-BAD_ROWS = {  # by the number of the bad line
-    1: ["a,Cat", "a,background", 'a,"cat,dog"', "a,cat,dog", "a,,dog", "../a,cat", "..,cat", "a\\b,cat", "/a,cat", '"a\x01",cat', "a;cat"],
-    2: ["a.jpg,cat\na.png,dog", f"{COMPOSED},cat\n{DECOMPOSED},cat", "a,cat\n,dog", 'a,"two\nlines"'],
-    3: ["name,classes\na,cat\nb,cow", "a,cat\n\na,dog"],
-}
-
-
 @pytest.mark.parametrize(("line", "content"), [(line, content) for line, rows in BAD_ROWS.items() for content in rows])
 def test_a_bad_row_is_one_problem_and_the_others_are_read(tmp_path, line, content):
     tags, (problem,) = tags_of(tmp_path / "tags.csv", f"{content}\nlast,dog\n")
     assert tags["last"] == ["dog"]
     assert problem.startswith(f"{tmp_path / 'tags.csv'}, line {line}: ") and "\n" not in problem
-
-
-def test_all_problems_of_a_table_come_in_order(tmp_path):
-    path = tmp_path / "tags.csv"
-    tags, problems = tags_of(path, "name,classes\na,cat;cow;fox\nb,dog\nb,cat\nc,cat,dog\n../d,cat\ne,dog\n")
-    assert tags == {"a": ["cat"], "b": ["dog"], "e": ["dog"]}
-    assert [problem.split(":")[0] for problem in problems] == [f"{path}, line {line}" for line in (2, 2, 4, 5, 6)]
-    assert "cow" in problems[0] and "fox" in problems[1]
-    with pytest.raises(InputError) as error:
-        checked((tags, problems[1:2]))
-    assert str(error.value) == problems[1]
 
 
 @pytest.mark.parametrize("content", [None, "a,cat\n".encode("utf-16"), b"\xe9,cat\n", b"a," + b"x" * 200_000, b'a,"cat\nb,dog\n'])
@@ -158,29 +155,9 @@ def test_an_annotation_names_its_objects_and_not_their_parts(tmp_path):
     assert annotations.read_annotation(write(path, "<annotation/>")) == set()
 
 
-UNKNOWN_ENCODINGS = [f"<?xml version='1.0' encoding='{name}'?><annotation/>" for name in ("klingon", "gbk")]
-
-
 @pytest.mark.parametrize("content", [None, "", "<annotation><object>", *UNKNOWN_ENCODINGS])
 def test_a_bad_annotation_is_refused(tmp_path, content):
     assert_refused(write(tmp_path / "a.xml", content), annotations.read_annotation)
-
-
-ANY, JPG = ["{}.*"], ["images/{}.jpg"]
-EACH = {f"a{i}": f"a{i}{ending}" for i, ending in enumerate(ENDINGS)}
-FOUR = ["1/a.png", "1/b.png", "2/b.png", "2/c.png"]
-FOUND = [
-    (["images/b.jpg", "images/a.jpg", "images/note.txt", "c.jpg"], JPG, {"a": "images/a.jpg", "b": "images/b.jpg"}),
-    (["images/a.b.jpg", f"images/{DECOMPOSED}.JPG"], JPG, {"a.b": "images/a.b.jpg", COMPOSED: f"images/{DECOMPOSED}.JPG"}),
-    ([*EACH.values(), "b.txt", "c", "d.mp4"], ANY, EACH),
-    (["a.jpg", "._a.jpg", ".b.jpg"], ANY, {"a": "a.jpg"}),
-    (["a.png", "b.PNG", "c.jpg"], ["{}.png"], {"a": "a.png", "b": "b.PNG"}),
-    (FOUR, ["1/{}.png", "2/{}.png"], {"a": "1/a.png", "b": "1/b.png", "c": "2/c.png"}),
-    (FOUR, ["2/{}.png", "1/{}.png"], {"a": "1/a.png", "b": "2/b.png", "c": "2/c.png"}),
-    (["images/a.jpg", "b.jpg"], [*JPG, *ANY], {"a": "images/a.jpg"}),  # the root counts only if nothing else is there
-    (["file.jpg"], ["nowhere/{}.jpg", "file.jpg/{}.jpg", "{}.jpg"], {"file": "file.jpg"}),
-    (["images/folder.jpg/x", "images/a.jpg"], JPG, {"a": "images/a.jpg"}),
-]
 
 
 @pytest.mark.parametrize(("files", "patterns", "result"), FOUND)

@@ -57,6 +57,13 @@ COLOURS = [
     ("la.png", Image.fromarray(np.array([[[9, 255], [9, 0]]], np.uint8), "LA"), {}, [[9] * 3, WHITE]),
     ("cmyk.tif", Image.fromarray(np.array([[[0, 255, 255, 0], [0, 0, 0, 0]]], np.uint8), "CMYK"), {}, [RED, WHITE]),
 ]
+# the smallest of all, a half, a quarter and an eighth that is just enough; other formats are decoded whole
+JPEGS = [((64, 48), 32, (32, 24)), ((64, 48), 33, (64, 48)), ((65, 47), 32, (33, 24)), ((400, 300), 80, (100, 75))]
+JPEGS += [((300, 400), 50, (38, 50)), ((3200, 2400), 50, (400, 300)), ((800, 1), 100, (800, 1)), ((64, 48), None, (64, 48))]
+DECODED = [*(("jpg", *row) for row in JPEGS), *((suffix, (64, 48), 8, (64, 48)) for suffix in ("png", "webp", "tif", "bmp"))]
+BAD_MASKS = [(Image.new(mode, (3, 2)), 21, (2, 3)) for mode in ("RGB", "1")]
+BAD_MASKS += [(Image.new("L", (3, 2), value), 21, (2, 3)) for value in (21, 254)]
+BAD_MASKS += [(with_palette([[0, 37]], [0] * 768), 37, (1, 2)), (Image.new("L", (3, 2)), 21, (3, 2))]
 
 
 @pytest.mark.parametrize(("name", "image", "options", "colours"), COLOURS, ids=[row[0] for row in COLOURS])
@@ -90,17 +97,6 @@ def test_maps_are_turned_between_the_frames(value):
         turned = there(maps, value)
         assert turned.flags.c_contiguous and np.array_equal(turned[1], there(maps[1], value))
         assert np.array_equal(back(turned, value), maps)
-
-
-# the smallest of all, a half, a quarter and an eighth that is just enough; other formats are decoded whole
-DECODED = [
-    ("jpg", (64, 48), 32, (32, 24)),
-    ("jpg", (64, 48), 33, (64, 48)),
-    ("jpg", (65, 47), 32, (33, 24)),
-    ("jpg", (800, 1), 100, (800, 1)),
-]
-DECODED += [("jpg", (400, 300), 80, (100, 75)), ("jpg", (300, 400), 50, (38, 50)), ("jpg", (3200, 2400), 50, (400, 300))]
-DECODED += [("jpg", (64, 48), None, (64, 48)), *((suffix, (64, 48), 8, (64, 48)) for suffix in ("png", "webp", "tif", "bmp"))]
 
 
 @pytest.mark.parametrize(("suffix", "size", "least_side", "expected"), DECODED)
@@ -146,11 +142,6 @@ def test_a_mask_is_its_class_ids_whatever_the_colours(tmp_path, palette):
     (with_palette(ids, colours) if palette else Image.fromarray(np.array(ids, np.uint8))).save(tmp_path / "a.png", exif=exif(6))
     mask = read_mask(tmp_path / "a.png", 21, (2, 3))  # in the stored frame
     assert (mask.tolist(), mask.dtype) == (ids, np.uint8)
-
-
-BAD_MASKS = [(Image.new(mode, (3, 2)), 21, (2, 3)) for mode in ("RGB", "1")]
-BAD_MASKS += [(Image.new("L", (3, 2), value), 21, (2, 3)) for value in (21, 254)]
-BAD_MASKS += [(with_palette([[0, 37]], [0] * 768), 37, (1, 2)), (Image.new("L", (3, 2)), 21, (3, 2))]
 
 
 @pytest.mark.parametrize(("image", "num_classes", "size"), BAD_MASKS)

@@ -15,6 +15,21 @@ from errors import InputError
 NAMES = [f"2007_{i:06d}" for i in range(6)]
 VOC_CLASSES = read_classes(VOC.classes)
 COCO_NAMES = ["COCO_train2014_000000000009", "COCO_val2014_000000000042"]
+LIST_FORMS = [f"\n{NAMES[1]}\n\n  {NAMES[0]} \n\t\n", f"\ufeff{NAMES[1]}.jpg\r\n{NAMES[0]}.JPG"]
+LIST_FORMS += ["".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in (NAMES[1], NAMES[0]))]
+LIST_FORMS += [f"JPEGImages/{NAMES[1]}.jpg\tSegmentationClassAug/{NAMES[1]}.png\n{NAMES[0]}\n"]
+A_PICTURE = f"/JPEGImages/{NAMES[0]}.jpg"
+ONE_LINE = ["../secret", "..", f"/JPEGImages/../..{A_PICTURE} /a.png", f"{A_PICTURE} ../a.png", f"{NAMES[0]}\0"]
+ONE_LINE += [A_PICTURE, f"/JPEGImages/{NAMES[0]}.png /SegmentationClass/{NAMES[0]}.png", f"{NAMES[0]} {NAMES[1]}"]
+ONE_LINE += [f"JPEGImages\\{NAMES[0]}.jpg", f"{__file__} /a.png"]  # a leading slash means the root
+MORE = [("", None), ("\n \n", None), (f"{NAMES[0]}\n".encode("utf-16"), None), (f"{NAMES[0]}\n\n{NAMES[0]}\n", 3)]
+MORE += [(f"{NAMES[0]}\n{A_PICTURE} /a.png\n", 2), (f"{NAMES[0]}\n2007_999999\n", 2)]
+BAD_TAGS = [("train", "a,cat\nb,dog\n", ""), ("train", "a,cat\nb,\nc,cat\n", ""), ("train", "a,cow\nb,dog\nc,cat\n", ", line 1")]
+BAD_TAGS += [("train", None, ""), ("tagged", "name,classes\n", ""), ("masked", "a,cat\n", "")]
+BAD_TAGS += [("tagged", "a,cat\nnowhere,dog\n", ", line 2"), ("tagged", "a,cow\nb,dog\n", ", line 1")]
+ROWS = [(name, f"/root/{name}.jpg", f"masks/{name}.png") for name in ("a", "b c", "雪", "e\udcff", "a.b")]
+ENTRIES = [Entry(name, Path(picture), Path(mask)) for name, picture, mask in ROWS]
+SLICES = [slice(None), slice(2), slice(1, 4, 2), slice(None, None, -1), slice(9, 20)]
 
 
 def touch(path: Path) -> Path:
@@ -84,11 +99,6 @@ def test_coco_is_two_folders_of_pictures(tmp_path):
     assert_refused(f"{tmp_path / 'val.txt'}, line 1: ", dataset.entries, "val")
 
 
-LIST_FORMS = [f"\n{NAMES[1]}\n\n  {NAMES[0]} \n\t\n", f"\ufeff{NAMES[1]}.jpg\r\n{NAMES[0]}.JPG"]
-LIST_FORMS += ["".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in (NAMES[1], NAMES[0]))]
-LIST_FORMS += [f"JPEGImages/{NAMES[1]}.jpg\tSegmentationClassAug/{NAMES[1]}.png\n{NAMES[0]}\n"]
-
-
 @pytest.mark.parametrize("content", LIST_FORMS)
 def test_every_form_of_list_gives_the_names_in_order(fixed_voc, tmp_path, content):
     (tmp_path / "list.txt").write_text(content, newline="")
@@ -96,14 +106,6 @@ def test_every_form_of_list_gives_the_names_in_order(fixed_voc, tmp_path, conten
     assert entries.names() == [NAMES[1], NAMES[0]]
     mask_folder = "SegmentationClassAug" if "Aug" in content else "SegmentationClass"  # a line of two paths chooses the mask
     assert entries[0][1:] == (fixed_voc / f"JPEGImages/{NAMES[1]}.jpg", fixed_voc / mask_folder / f"{NAMES[1]}.png")
-
-
-A_PICTURE = f"/JPEGImages/{NAMES[0]}.jpg"
-ONE_LINE = ["../secret", "..", f"/JPEGImages/../..{A_PICTURE} /a.png", f"{A_PICTURE} ../a.png", f"{NAMES[0]}\0"]
-ONE_LINE += [A_PICTURE, f"/JPEGImages/{NAMES[0]}.png /SegmentationClass/{NAMES[0]}.png", f"{NAMES[0]} {NAMES[1]}"]
-ONE_LINE += [f"JPEGImages\\{NAMES[0]}.jpg", f"{__file__} /a.png"]  # a leading slash means the root
-MORE = [("", None), ("\n \n", None), (f"{NAMES[0]}\n".encode("utf-16"), None), (f"{NAMES[0]}\n\n{NAMES[0]}\n", 3)]
-MORE += [(f"{NAMES[0]}\n{A_PICTURE} /a.png\n", 2), (f"{NAMES[0]}\n2007_999999\n", 2)]
 
 
 @pytest.mark.parametrize(("content", "line"), [*((f"{line}\n", 1) for line in ONE_LINE), *MORE])
@@ -133,10 +135,7 @@ def test_a_list_of_the_dataset_counts_before_a_file_of_that_name(folder, monkeyp
     assert dataset.entries("other").names() == dataset.entries("./train").names() == ["b"]
 
 
-BAD_ANNOTATIONS = [f"<annotation><object><name>{tag}</name></object></annotation>" for tag in ("unicorn", "background", "")]
-
-
-@pytest.mark.parametrize("content", [None, *BAD_ANNOTATIONS, "<annotation><object>"])
+@pytest.mark.parametrize("content", [None, "<annotation><object><name>unicorn</name></object></annotation>"])
 def test_a_bad_annotation_is_one_problem_and_the_others_are_read(tiny_voc, content):
     path = tiny_voc / f"Annotations/{NAMES[2]}.xml"
     path.write_text(content) if content else path.unlink()
@@ -173,11 +172,6 @@ def test_the_tag_table_makes_lists(folder):
     assert dataset.entries("tagged").names() == ["c", "a", "b"]
     assert dataset.entries("masked").names() == ["c", "b"]
     assert dataset.entries("masked")[1].mask == folder / "masks/b.png"
-
-
-BAD_TAGS = [("train", "a,cat\nb,dog\n", ""), ("train", "a,cat\nb,\nc,cat\n", ""), ("train", "a,cow\nb,dog\nc,cat\n", ", line 1")]
-BAD_TAGS += [("train", None, ""), ("tagged", "name,classes\n", ""), ("masked", "a,cat\n", "")]
-BAD_TAGS += [("tagged", "a,cat\nnowhere,dog\n", ", line 2"), ("tagged", "a,cow\nb,dog\n", ", line 1")]
 
 
 @pytest.mark.parametrize(("list_name", "tags", "where"), BAD_TAGS)
@@ -226,11 +220,6 @@ def test_a_digest_tells_pictures_classes_and_labels_apart(folder):
     renamed = replace(dataset, class_names=("background", "cat", "fox"))
     others = [dataset.digest(entries, b"others"), dataset.digest(entries[:2], b"labels"), dataset.digest(entries[::-1], b"labels")]
     assert len({dataset.digest(entries, b"labels"), *others, renamed.digest(entries, b"labels")}) == 5
-
-
-ROWS = [(name, f"/root/{name}.jpg", f"masks/{name}.png") for name in ("a", "b c", "雪", "e\udcff", "a.b")]
-ENTRIES = [Entry(name, Path(picture), Path(mask)) for name, picture, mask in ROWS]
-SLICES = [slice(None), slice(2), slice(1, 4, 2), slice(None, None, -1), slice(9, 20)]
 
 
 def test_entries_are_a_list_of_those_that_were_given():

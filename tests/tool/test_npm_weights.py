@@ -18,6 +18,9 @@ from tool import checkpoint, npm_weights
 
 with torch.device("meta"):
     SHAPES = {name: value.shape for name, value in resnet50().state_dict().items()}
+LAYERS = [("res2a_branch2a", "bn2a_branch2a", "layer1.0.conv1", "layer1.0.bn1")]
+LAYERS += [("res3d_branch2b", "bn3d_branch2b", "layer2.3.conv2", "layer2.3.bn2")]
+LAYERS += [("res5a_branch1", "bn5a_branch1", "layer4.0.downsample.0", "layer4.0.downsample.1")]
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +63,6 @@ def test_the_state_dict_is_torchvisions_and_its_head_computes_the_same(keras, co
     features = torch.rand(2, 2048, generator=torch.manual_seed(0))
     expected = features.numpy() @ keras["fc1000/kernel"] + keras["fc1000/bias"]
     np.testing.assert_allclose(F.linear(features, converted["fc.weight"], converted["fc.bias"]), expected, rtol=1e-4, atol=1e-3)
-
-
-LAYERS = [("res2a_branch2a", "bn2a_branch2a", "layer1.0.conv1", "layer1.0.bn1")]
-LAYERS += [("res3d_branch2b", "bn3d_branch2b", "layer2.3.conv2", "layer2.3.bn2")]
-LAYERS += [("res5a_branch1", "bn5a_branch1", "layer4.0.downsample.0", "layer4.0.downsample.1")]
 
 
 @pytest.mark.parametrize("names", LAYERS)

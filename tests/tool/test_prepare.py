@@ -23,6 +23,8 @@ CONTENT = random.Random(0).randbytes(2_500_000)  # more than two blocks
 MD5 = hashlib.md5(CONTENT).hexdigest()
 FILES = {"a/one.bin": CONTENT[:30_000], "a/b/c/two.txt": b"two\n" * 3000, "three.txt": b"", "a/ä ö.txt": b"\xff\x00"}
 KINDS = ("tar", "tar.gz", "zip")
+BEGUN = [(None, []), (None, ["has_length"]), (0, []), (1_000_000, []), (1_000_000, ["has_ranges"]), (len(CONTENT), [])]
+BEGUN += [(len(CONTENT) + 4, ["has_ranges"])]  # too much
 
 
 @contextlib.contextmanager
@@ -39,8 +41,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.asked, self.has_ranges, self.has_length = CONTENT, [], True, True
-        self.limit: int | None = None  # bytes before the connection is cut
+        self.asked, self.has_ranges, self.has_length, self.limit = [], True, True, None  # limit: bytes before the connection is cut
         self.url = f"http://127.0.0.1:{self.server_port}/a.tar"
 
 
@@ -49,13 +50,13 @@ class Handler(BaseHTTPRequestHandler):
         server, asked = self.server, self.headers["Range"]
         server.asked.append(asked)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.has_ranges else 0
-        if self.path != "/a.tar" or start >= len(server.content):
+        if self.path != "/a.tar" or start >= len(CONTENT):
             return self.send_error(416 if self.path == "/a.tar" else 404)
         self.send_response(206 if start else 200)
         if server.has_length:
-            self.send_header("Content-Length", str(len(server.content) - start))
+            self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
-        self.wfile.write(server.content[start:][: server.limit])
+        self.wfile.write(CONTENT[start:][: server.limit])
 
     def log_message(self, *args):
         pass
@@ -71,22 +72,17 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "new/a.tar"
-
-
 def begin(path: Path, content: bytes) -> None:
     """Leave what a stopped download leaves."""
     path.parent.mkdir()
     path.with_name("a.tar.part").write_bytes(content)
 
 
-BEGUN = [(None, []), (None, ["has_length"]), (0, []), (1_000_000, []), (1_000_000, ["has_ranges"]), (len(CONTENT), [])]
-BEGUN += [(len(CONTENT) + 4, ["has_ranges"])]  # too much
-
-
 class TestDownload:
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        return tmp_path / "new/a.tar"
+
     @pytest.mark.parametrize(("begun", "lacks"), BEGUN)
     def test_a_file_comes_whole_into_its_folder(self, begun, lacks, server, path):
         if begun is not None:
@@ -94,7 +90,7 @@ class TestDownload:
         vars(server).update(dict.fromkeys(lacks, False))
         prepare.download(server.url, path, MD5)
         assert bytes_below(path.parent) == {"a.tar": CONTENT}
-        assert server.asked == [None if begun is None else f"bytes={begun}-"]
+        assert server.asked == [f"bytes={begun}-" if begun else None]
         prepare.download(server.url, path, "any: it is there")
         assert len(server.asked) == 1
 
@@ -180,7 +176,7 @@ REFUSED = {
     "tar cut in a header": TWO[: 512 + 1536 + 100],
     "tar with a damaged header": flip(TWO, 512 + 1536 + 10),
     **{f"{kind} with damaged content": flip(pack(kind, NOISE), 15_000) for kind in ("tar.gz", "zip")},
-    "zip with damaged codes": flip(pack("zip", {"one.txt": bytes(range(256)) * 40}), 150),
+    "zip with damaged codes": flip(pack("zip", {"one.txt": bytes(range(256)) * 40}), 350),
     "tar with NUL in a name": pack("tar", {"ä" * 99 + "\0": b""}),
     "zip with a name that is not UTF-8": pack("zip", {"é": b""}).replace("é".encode(), b"\xc3\x28"),
     **{repr(start[:4]): start for start in STARTS},
@@ -230,27 +226,6 @@ class TestUnpack:
         (tmp_path / "link").symlink_to(tmp_path / "root")
         prepare.unpack(archive, tmp_path / "link", FILES.__contains__)
         assert (tmp_path / "disk/one.bin").read_bytes() == FILES["a/one.bin"]
-
-
-@pytest.mark.parametrize(
-    ("before", "overwrite", "after", "problems"),
-    [(None, False, "new", 0), ("new", False, "new", 0), ("old", False, "old", 1), ("old", True, "new", 0)],
-)
-def test_a_text_file_that_is_there_is_kept_unless_it_may_be_overwritten(before, overwrite, after, problems, tmp_path):
-    path = tmp_path / "folder/a.txt"
-    if before:
-        path.parent.mkdir()
-        path.write_text(before)
-    lines = prepare.write_missing(path, "new", overwrite)
-    assert bytes_below(tmp_path) == {"folder/a.txt": after.encode()}
-    assert [line.startswith(f"{path}: ") for line in lines] == [True] * problems
-
-
-def test_a_table_shows_what_is_missing(capsys):
-    rows = [("pictures", 17_125, 17_125), ("tags", 5, 1_005), ("masks", 12_031, 1_000)]
-    assert prepare.print_counts(rows[:2]) and not prepare.print_counts(rows)
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-3:] == ["pictures 17,125 17,125 OK", "tags 5 1,005 1,000 more", "masks 12,031 1,000 11,031 missing"]
 
 
 @pytest.mark.parametrize(("is_whole", "number", "more"), [(True, 0, 0), (False, 0, 0), (True, 10, 0), (True, 1011, "1,001")])
