@@ -77,7 +77,7 @@ def read_pictures(root: Path, split: str) -> tuple[int, dict[str, set[str]], dic
             problems.append(f"{path}: picture {name} occurs twice; unpack {ANNOTATIONS_ZIP} again")
         elif instances and name in files:
             tags[name] = {CLASSES[one[0]] for one in instances}
-            jobs[name] = json.dumps([files[name], size, instances])  # a fifth of the memory that the objects take
+            jobs[name] = json.dumps([files[name], size, instances])  # smaller than the objects
         elif instances:
             problems.append(f"{root / folder / name}.jpg: is annotated but missing; unpack {folder}.zip again")
     return len(pictures), tags, jobs, problems

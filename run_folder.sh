@@ -13,7 +13,7 @@ read_chain_flags "$@"
 require "write classes.txt (one class a line) and tags.csv (name,class;class), then run python check_dataset.py DIR" classes.txt tags.csv
 set_up requirements.txt
 HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_dataset("folder", sys.argv[1]).entries(MASKED)'
-if "$PYTHON" -c "$HAS_MASKS" "$DATASET_ROOT" 2>/dev/null; then EVALUATE=1 LIST=masked; else EVALUATE=0 LIST=tagged; fi
+if "$PYTHON" -c "$HAS_MASKS" "$DATASET_ROOT" 2>/dev/null; then EVALUATE=1; else EVALUATE=0; fi
 
 DATA=(--dataset folder --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
 launch "$GPUS" train_resnet50_SIPE "${DATA[@]}"
@@ -24,5 +24,5 @@ if [ "$REFINE" = irn ]; then launch "$GPUS" train_irn "${DATA[@]}"; fi
 launch "$REFINE_GPUS" make_seg_labels "${DATA[@]}" --refine "$REFINE"
 if [ $EVALUATE = 1 ]; then launch 1 eval_seg "${DATA[@]}"; fi
 launch "$GPUS" train_seg "${DATA[@]}" --max_epochs 30
-launch "$GPUS" infer_seg "${DATA[@]}" --list $LIST
-if [ $EVALUATE = 1 ]; then launch 1 eval_seg_pred "${DATA[@]}" --list $LIST --label_dir "$RUN_DIR/seg_pred"; fi
+launch "$GPUS" infer_seg "${DATA[@]}" --list tagged
+if [ $EVALUATE = 1 ]; then launch 1 eval_seg_pred "${DATA[@]}" --list masked --label_dir "$RUN_DIR/seg_pred"; fi

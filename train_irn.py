@@ -23,7 +23,7 @@ from errors import InputError
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
 from tool import label_file, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, cli_main, run_context, seed_everything, stage_parser, world_size
+from tool.context import Context, cli_main, run_context, stage_parser, world_size
 from tool.random_walk import search_paths
 from tool.visualize import edge_sheet
 
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     files, recipe = trainer.RunFiles.of(args.run_dir, "irn"), trainer.recipe_of(args, RECIPE, digest)
     if trainer.is_finished(args, files, recipe, context):
         return
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     model = IRN()
     load_pretrained(model.resnet50, args.weights)
     model.to(context.device, memory_format=torch.channels_last).train()

@@ -25,7 +25,7 @@ from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
 from tool import cam_file, metrics, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, cli_main, positive_int, run_context, seed_everything, stage_parser, world_size
+from tool.context import Context, cli_main, positive_int, run_context, stage_parser, world_size
 from tool.inference import multiscale_cams
 from tool.visualize import training_sheet
 
@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     if trainer.is_finished(args, files, recipe, context):
         return
     validation = validation_set(args, dataset)
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     model = build_model(args.weights, dataset.num_classes).to(context.device, memory_format=torch.channels_last).train()
     if args.weights == "none" and context.world_size > 1 and context.is_cuda:
         model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU

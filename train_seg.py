@@ -27,7 +27,7 @@ from network.deeplab import NETWORKS, DeepLab
 from network.losses import class_weights, segmentation_loss
 from tool import label_file, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, add_max_side, cli_main, non_negative_float, run_context, seed_everything, stage_parser, world_size
+from tool.context import Context, add_max_side, cli_main, non_negative_float, run_context, stage_parser, world_size
 from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
@@ -99,7 +99,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, digests))
     if trainer.is_finished(args, files, recipe, context):
         return
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     model = DeepLab(args.network, dataset.num_classes, args.output_stride)
     load_pretrained(model.backbone, args.weights, args.network.split("_")[1])
     model.to(context.device, memory_format=torch.channels_last).train()

@@ -42,7 +42,7 @@ from data.transforms import normalize
 from network import losses, prototypes, resnet
 from network.sipe import SIPE, Localization, add_mirror, general_cam, label_mask
 from tool import cam_file, inference, metrics, outputs
-from tool.context import AMP, Context, add_device, add_workers, choose_device, cli_main, command_parser, positive_int, seed_everything
+from tool.context import AMP, Context, add_device, add_workers, choose_device, cli_main, command_parser, positive_int
 from tool.random_walk import random_walk, search_paths
 from tool.trainer import RunFiles, Trainer
 
@@ -159,7 +159,7 @@ def step_section(args: Namespace) -> Section:
 
     def prepare(build: Callable[[int], nn.Module], step: Callable = train_resnet50_SIPE.train_step) -> Work:
         flags = train_resnet50_SIPE.parse_args(["--run_dir", str(args.folder), "--lr", "1e-6"])  # nothing is to be learned
-        seed_everything(0)
+        torch.manual_seed(0)
         model = build(NUM_CLASSES).to(args.context.device, memory_format=torch.channels_last).train()
         resnet.freeze_batchnorm(model)
         groups = [], []
@@ -197,7 +197,7 @@ def cam_section(args: Namespace) -> Section:
     dataset, entries, labels = open_pictures(args, args.sizes.cams)
     flags = ["--dataset_root", str(dataset.root), "--run_dir", str(args.folder), "--num_workers", str(args.num_workers)]
     flags = make_cam.parse_args([*flags, "--scales", *map(str, args.sizes.scales)])
-    seed_everything(0)
+    torch.manual_seed(0)
     plain = SIPE(dataset.num_classes).eval().to(args.context.device)
     folded = inference.to_device(copy.deepcopy(plain), args.context)
 

@@ -57,7 +57,11 @@ def start(tmp_path):
 
 def calls_by_stage(script: str, folder: Path, refine: str, gpus: int = 1) -> dict[str, list[str]]:
     _, epochs, eval_list, _ = CHAINS[script]
-    more = {"make_seg_labels": ["--refine", refine], "train_seg": ["--max_epochs", epochs], "infer_seg": ["--list", eval_list]}
+    more = {
+        "make_seg_labels": ["--refine", refine],
+        "train_seg": ["--max_epochs", epochs],
+        "infer_seg": ["--list", eval_list.replace("masked", "tagged")],
+    }
     more["eval_seg_pred"] = ["--list", eval_list, "--label_dir", f"{folder}/a run/seg_pred"]
     data = ["--dataset", script[4:-3], "--dataset_root", f"{folder}/the data", "--run_dir", f"{folder}/a run"]
     calls = {s: [f"{s.removesuffix('_pred')}.py", *data, *more.get(s, [])] for s in STAGES if refine == "irn" or s not in OF_IRN}

@@ -39,6 +39,8 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train first or correct the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct the path") from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         reason = type(error).__name__
         raise InputError(f"{path}: is damaged or holds objects other than tensors ({reason}); use another checkpoint") from None

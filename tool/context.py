@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -197,13 +195,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def cli_main(main: Callable[[], None]) -> int:
     """Call a script's main and return the exit status: errors that the user can fix are one line and 2, Ctrl-C is 130."""
     program = Path(sys.argv[0]).name
@@ -212,7 +203,8 @@ def cli_main(main: Callable[[], None]) -> int:
     try:
         main()
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; run the same command to resume", file=sys.stderr)
+        fresh = " and ".join(flag for flag in ("--overwrite", "--no-resume") if flag in sys.argv)  # they would start over again
+        print(f"\n{program}: stopped; run the same command{f' without {fresh}' if fresh else ''} to resume", file=sys.stderr)
         return 130
     except (InputError, MemoryError, RuntimeError) as error:
         message = _one_line(error)

@@ -1,13 +1,14 @@
 """What a stage writes: whole files only, and one rule for what is already done.
 
-A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date if it
-exists and is not older than the files that it was made from.
+A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date
+if it exists and is not older than the files that it was made from.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def make_writable(folder: Path) -> None:
     """Make a folder; raises InputError where nothing can be written to it."""
-    probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
@@ -97,8 +96,8 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}
     before = read_json(path) if path.is_file() else {}
-    is_empty = all(file.name == SETTINGS or file.suffix == ".tmp" for file in folder.iterdir())
-    if before.get("made_by") != stage and not is_empty:
+    is_empty = all(file.name == SETTINGS or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
+    if before.get("made_by") != stage and (before or not is_empty):
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed and not is_empty and not overwrite:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from errors import InputError
 
-from .context import add_workers, command_parser
+from .context import add_switch, add_workers, command_parser
 from .outputs import atomic_write
 
 TIMEOUT = 60  # seconds without a byte
@@ -34,8 +34,7 @@ def prepare_parser(doc: str, max_workers: int | None) -> argparse.ArgumentParser
     """A parser with the flags of all commands that prepare a dataset; max_workers: as in `add_workers`."""
     parser = command_parser(doc)
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset, or of its archives")
-    overwrite = "replace lists, tags and masks that are there (default off)"
-    parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help=overwrite)
+    add_switch(parser, "--overwrite", "replace lists, tags and masks that are there")
     add_workers(parser, max_workers)
     return parser
 

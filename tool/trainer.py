@@ -188,7 +188,7 @@ class Trainer:
             for name, part in self.state.items():
                 part.load_state_dict(content[name])
             torch.set_rng_state(content["rng"])
-            if self.context.is_cuda:
+            if self.context.is_cuda and "gpu_rng" in content:
                 torch.cuda.set_rng_state(content["gpu_rng"])
             return content["step"]
         except (KeyError, RuntimeError, ValueError) as error:
