@@ -7,20 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import (
-    NAMES,
-    SIZE,
-    VOC_CLASSES,
-    call,
-    data_flags,
-    draw_maps,
-    files_below,
-    label_of,
-    probability_of,
-    run_stage,
-    weights_of,
-    write_lines,
-)
+from common import NAMES, SIZE, VOC_CLASSES, call, data_flags, draw_maps, files_below, label_of, probability_of, run_stage, weights_of
 from PIL import Image
 
 import eval_seg
@@ -141,12 +128,6 @@ class TestPseudoLabels:
         model, crop_size = load_irn(run_dir / "theirs.pth")
         assert crop_size == 512 and all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
 
-    def test_probabilities_can_be_added_later(self, chain, fixed_voc, tiny_backbone, run_dir):
-        shutil.copytree(chain / "cam", run_dir / "cam")
-        run_stage("labels_none", fixed_voc, run_dir, tiny_backbone)
-        assert "6 of them to do" in run_stage("labels_none", fixed_voc, run_dir, tiny_backbone, "--save_prob")
-        assert {f"{name}.npz" for name in NAMES} <= files_below(run_dir / "none")
-
     def test_labels_of_another_irn_do_not_mix(self, chain, fixed_voc, tiny_backbone, tmp_path):
         content = torch.load(chain / "ckpt/irn.pth", weights_only=True)
         torch.save({"model": content["model"]}, tmp_path / "irn.pth")
@@ -245,8 +226,3 @@ class TestEvaluation:
         path.write_text(path.read_text().replace('"dog"', '"wolf"'))
         with pytest.raises(InputError, match=str(path)):
             call(eval_seg.main, *data_flags(fixed_voc, tmp_path / "run"), "--label_dir", tmp_path / "labels")
-
-    def test_a_list_of_one_picture(self, chain, fixed_voc, tmp_path):
-        flags = ["--list", write_lines(tmp_path / "one.txt", NAMES[1]), "--label_dir", chain / "none"]
-        call(eval_seg.main, *data_flags(fixed_voc, tmp_path), *flags)
-        assert json.loads((tmp_path / "eval_none.json").read_text())["pictures"] == 1

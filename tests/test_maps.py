@@ -75,10 +75,6 @@ class TestTraining:
         with pytest.raises(InputError, match=r"final\.pth"):
             run_stage("train_sipe", tiny_voc, run_dir, tiny_backbone)
 
-    def test_a_batch_larger_than_the_list_is_refused(self, fixed_voc, tiny_backbone, run_dir):
-        with pytest.raises(InputError, match="--batch_size 6 or less"):
-            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--batch_size", 7)
-
 
 class TestLocalization:
     def test_a_file_holds_the_tagged_classes_at_the_size_of_the_picture(self, chain):
@@ -173,12 +169,6 @@ class TestEvaluation:
         truth, label = (np.stack(parts) for parts in zip(*hits))
         ious = [(truth == label)[truth == k].sum() / ((truth == k) | (label == k)).sum() for k in (0, 8, 12)]
         assert sweep["40"] == pytest.approx(100 * np.mean(ious))
-
-    @pytest.mark.parametrize("name", ["eval_cam.png", "eval_cam_sheet.png"])
-    def test_the_pictures_open(self, report, name):
-        with Image.open(report[0] / name) as image:
-            image.load()
-            assert min(image.size) > 100
 
     def test_perfect_maps_score_a_hundred(self, fixed_voc, tmp_path):
         for name in NAMES:

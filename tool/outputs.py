@@ -96,8 +96,9 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}
     before = read_json(path) if path.is_file() else {}
-    is_empty = all(file.name == SETTINGS or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
-    if before.get("made_by") != stage and (before or not is_empty):
+    ours = {SETTINGS} if "made_by" in before else set()  # somebody else's program may have a settings.json, too
+    is_empty = all(file.name in ours or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
+    if before.get("made_by") != stage and not is_empty:
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed and not is_empty and not overwrite:

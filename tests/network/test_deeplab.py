@@ -8,7 +8,6 @@ from torch import nn
 from torchvision.models import get_model
 
 from network.deeplab import HEADS, NETWORKS, DeepLab, MultiRateClassifier
-from network.resnet import BLOCKS
 
 SIZE = (33, 47)
 
@@ -98,21 +97,6 @@ def test_the_backbones_tensors_are_torchvisions_without_its_head(network):
     assert all(value.shape == theirs[name].shape for name, value in ours.items())
 
 
-def test_the_backbone_computes_what_torchvisions_does(deeplabv2):
-    theirs = get_model("resnet50", weights=None, replace_stride_with_dilation=[False, True, True]).eval()
-    theirs.load_state_dict(deeplabv2.backbone.state_dict(), strict=False)
-    theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
-    image = torch.randn(1, 3, *SIZE)
-    with torch.no_grad():
-        found, expected = deeplabv2.backbone(image)[-1].flatten(1), theirs(image)
-    torch.testing.assert_close(found, expected, atol=1e-5 * expected.max().item(), rtol=0)
-
-
-def test_a_backbones_name_tells_its_depth():
-    depths = [len(sketch(f"deeplabv2_{backbone}", 5).backbone.layer3) for backbone in BLOCKS]
-    assert dict(zip(BLOCKS, depths)) == {"resnet101": 23, "resnet50": 6}
-
-
 def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
     before = {name: value.clone() for name, value in model.named_buffers()}
     assert model.train() is model and model.training and model.backbone.training and model.classifier.training
@@ -125,11 +109,6 @@ def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
     assert changed == {name for name in before if name.startswith("classifier.")}
     assert len(changed) == 3 * len(norms_of(model.classifier))
     assert not any(module.training for module in model.eval().modules())
-
-
-def test_a_new_network_keeps_its_statistics_too():
-    model = sketch("deeplabv3_resnet50", 5)
-    assert model.training and not any(norm.training for norm in norms_of(model.backbone))
 
 
 def test_every_parameter_trains(model):

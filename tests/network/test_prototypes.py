@@ -108,11 +108,6 @@ def test_the_order_of_classes_does_not_matter():
     assert torch.equal(locate_seeds(cam, features, valid)[:, order], locate_seeds(cam[:, order], features, valid[:, order]))
 
 
-def test_a_mirrored_picture_gets_mirrored_seeds():
-    cam, features, valid = random_case()
-    assert torch.equal(locate_seeds(cam, features, valid).flip(3), locate_seeds(cam.flip(3), features.flip(3), valid))
-
-
 def test_a_prototype_is_the_mean_over_all_cells_and_zero_without_seeds():
     features = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(1, 1, 2, 2)
     seeds = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(1, 2, 2, 2)
@@ -140,22 +135,3 @@ def test_autocast_changes_nothing():
         is_cam = activate(prototypes, features)
     assert torch.equal(seeds, locate_seeds(cam, features, valid))
     assert is_cam.dtype == torch.float32 and torch.equal(is_cam, activate(pool_prototypes(seeds, features), features))
-
-
-def test_no_tensor_grows_with_classes_times_cells_squared():
-    """Peak of what the seeds allocate at 8 x 40 classes x 32 x 32 cells stays near one similarity matrix a picture."""
-    largest = 0
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if torch.is_tensor(result):
-                largest = max(largest, result.numel())
-            return result
-
-    cam, features, valid = random_case(batch=2, classes=40, channels=16, height=16, width=16)
-    with Watch():
-        seeds = locate_seeds(cam, features, valid)
-        activate(pool_prototypes(seeds, features), features)
-    assert 0 < largest <= 2 * 256 * 256

@@ -124,16 +124,6 @@ def test_processes_share_out_a_list_and_the_first_prints(world_size, capsys):
     assert capsys.readouterr().out == "rank 0\n"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_the_mean_is_over_all_processes_and_leaves_the_value_as_it_was(monkeypatch, dtype):
-    monkeypatch.setattr(context.dist, "all_reduce", lambda value: value.add_(torch.tensor([4, 0])))  # what the other process has
-    value = torch.tensor([3, 5], dtype=dtype, requires_grad=dtype.is_floating_point)
-    mean = place(world_size=2).all_reduce_mean(value)
-    assert (mean.tolist(), mean.requires_grad, value.tolist()) == ([3.5, 2.5], False, [3, 5])
-    assert place().all_reduce_mean(value).tolist() == [3, 5]
-    assert place().all_gather_object({"a": 1}) == [{"a": 1}]
-
-
 @pytest.mark.parametrize(("flags", "dtype"), [({"device": "cpu", "amp": "bf16"}, torch.bfloat16), ({}, torch.float32)], ids=["bf16", "off"])
 def test_run_context_makes_the_folder_and_sets_the_precision(tmp_path, monkeypatch, flags, dtype):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):

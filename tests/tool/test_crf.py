@@ -38,26 +38,6 @@ def test_wrong_pixels_take_the_label_of_their_colour_also_in_a_turned_picture():
     assert np.array_equal(crf.refine_label(picture.swapaxes(0, 1), label.T, 2).argmax(0), truth.T)
 
 
-@pytest.mark.parametrize("settings", [{}, crf.SEGMENTATION], ids=["CAMs", "segmentation"])
-def test_soft_maps_are_corrected_too(settings):
-    picture, truth = stripes()
-    maps = np.where(np.arange(2)[:, None, None] == truth, 0.6, 0.3).astype(np.float32)
-    maps[:, 10, 3] = 0.1, 0.9
-    maps[:, 12, 20] = 0  # no map says anything
-    found = crf.refine_maps(picture, maps, **settings)
-    assert_probabilities(found, (2, 24, 32))
-    assert np.array_equal(found.argmax(0), truth)
-
-
-def test_a_segmentation_network_keeps_a_border_that_is_too_faint_for_cams():
-    _, truth = stripes()
-    picture = np.uint8(100 + 4 * truth)[..., None].repeat(3, 2)
-    right = np.where(truth == 1, 0.53, 0.1)
-    maps = np.stack([1 - right, right]).astype(np.float32)
-    assert (crf.refine_maps(picture, maps).argmax(0) == 0).all()
-    assert np.array_equal(crf.refine_maps(picture, maps, **crf.SEGMENTATION).argmax(0), truth)
-
-
 def test_inter_pixel_labels_by_hand():
     # foreground wins; background wins, but not by twice; background wins by more than twice
     picture, stripe = stripes(3)

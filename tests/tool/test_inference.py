@@ -6,13 +6,11 @@ import torch
 from torch import nn
 
 from data.annotations import read_classes
-from data.datasets import Pyramid
 from data.registry import VOC
 from errors import InputError
 from network.deeplab import DeepLab
 from network.sipe import SIPE
 from tool import checkpoint, inference
-from tool.context import Context
 
 CLASSES = read_classes(VOC.classes)
 SEGMENTATION = {"network": "deeplabv2_resnet50", "output_stride": 16}
@@ -72,13 +70,3 @@ class Columns(nn.Module):
         logits[0, 1, :, 0] = logits[1, 1, :, 1] = 20
         logits[:, 0] += 10
         return logits
-
-
-@pytest.mark.parametrize("use_crf", [False, True])
-def test_segment_keeps_the_likely_classes_at_the_pictures_size(use_crf):
-    images = [torch.zeros(3, side, side, dtype=torch.uint8) for side in (8, 16)]
-    item = Pyramid(0, images, torch.zeros(0), (16, 16), (8, 8), 1, np.zeros((16, 16, 3), np.uint8))
-    keys, maps = inference.segment(Columns(), item, 8, use_crf, Context(torch.device("cpu")))
-    assert (keys.tolist(), maps.shape) == ([0, 1], (2, 16, 16))
-    if not use_crf:  # one flat colour has no borders
-        assert np.array_equal(keys[maps.argmax(0)], np.repeat([1, 0], 8)[None].repeat(16, 0))

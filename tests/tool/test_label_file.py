@@ -1,7 +1,5 @@
 """Label images: VOC's colours, what is written comes back, and labels of other classes are refused."""
 
-import os
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,31 +44,7 @@ def test_a_prediction_is_the_class_of_the_largest_probability(tmp_path):
         np.testing.assert_allclose(arrays["probability"], probability, atol=2**-12)
 
 
-def test_a_prediction_is_up_to_date_when_all_that_is_asked_for_is_not_older_than_its_sources(tmp_path):
-    sources = tmp_path / "picture", tmp_path / "map"
-    for source in sources:
-        source.touch()
-    assert not label_file.is_prediction_up_to_date(tmp_path, "a", False, *sources)
-    label_file.save_prediction(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=False)
-    assert label_file.is_prediction_up_to_date(tmp_path, "a", False, *sources)
-    assert not label_file.is_prediction_up_to_date(tmp_path, "a", True, *sources)
-    label_file.save_prediction(tmp_path, "a", KEYS, np.zeros((3, 4, 5)), with_probability=True)
-    assert label_file.is_prediction_up_to_date(tmp_path, "a", True, *sources)
-    later = (tmp_path / "a.npz").stat().st_mtime_ns + 10**9
-    os.utime(tmp_path / "a.png", ns=(later, later))
-    os.utime(sources[1], ns=(later, later))  # newer than the probabilities alone
-    assert label_file.is_prediction_up_to_date(tmp_path, "a", False, *sources)
-    assert not label_file.is_prediction_up_to_date(tmp_path, "a", True, *sources)
-
-
 NOTES = [{"class_names": list(CLASSES)}, {"cam": {"class_names": list(CLASSES)}, "crf": None}]
-
-
-def test_labels_of_these_classes_or_without_a_note_are_taken(tmp_path):
-    label_file.check_folder(tmp_path, CLASSES)
-    for note in (*NOTES, {}, {"cam": {}}, {"cam": None}, {"cam": "somebody's", "class_names": None}):
-        outputs.write_json(tmp_path / "settings.json", note)
-        label_file.check_folder(tmp_path, CLASSES)
 
 
 @pytest.mark.parametrize("note", [*NOTES, {"cam": "somebody's", "class_names": list(CLASSES)}, "{", None])

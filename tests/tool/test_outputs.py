@@ -121,6 +121,7 @@ class TestPrepareOutputDir:
             (MADE, {"map": "cam"}, False, CHANGED),  # settings without results bind nobody
             ({"settings.json": settings_of(SETTINGS, "predict"), **RESULTS}, SETTINGS, True, None),
             ({"settings.json": settings_of(SETTINGS, "predict")}, SETTINGS, False, MADE),
+            ({"settings.json": "{}"}, SETTINGS, True, None),
             (RESULTS, SETTINGS, False, None),
             (NOTES, SETTINGS, True, None),
             ({"settings.json": '{"map"', **RESULTS}, SETTINGS, True, None),

@@ -53,13 +53,6 @@ def test_a_mirrored_picture_has_mirrored_probabilities(model, width):
     assert (found - found.flip(2)).abs().max() > 1e-3
 
 
-def test_probabilities_are_the_mean_over_the_scales(model):
-    images = [torch.randn(1, 3, *SIZE), torch.randn(1, 3, 17, 24), torch.randn(1, 3, 50, 71)]
-    alone = torch.stack([probability(model, [image], SIZE) for image in images])
-    torch.testing.assert_close(probability(model, images, SIZE), alone.mean(0), atol=1e-5, rtol=0)
-    assert (alone[0] - alone[1]).abs().max() > 1e-3
-
-
 def test_probabilities_by_hand():
     model = nn.Identity()
     first, second = (torch.tensor(odds).log().view(1, 3, 1, 1) for odds in ([1.0, 3.0, 4.0], [2.0, 1.0, 1.0]))

@@ -139,16 +139,6 @@ def test_a_step_that_overflows_is_left_out_of_weights_and_schedule():
     assert schedule.get_last_lr()[0] == pytest.approx(0.1 * 0.9**0.9)
 
 
-def test_half_precision_survives_that_its_first_step_overflows(tmp_path):
-    """The fused SGD would begin its momentum with memory that nobody wrote to."""
-    run = trainer_in(tmp_path, amp=torch.float16)
-    assert not any(group["fused"] for group in run.optimizer.param_groups)
-    for factor in (torch.inf, 1.0):
-        run.step((factor * run.model(torch.ones(2))).sum())
-    assert all((state["momentum_buffer"] - 1).abs().max() < 0.1 for state in run.optimizer.state.values())
-    assert all(group["fused"] for amp in (None, torch.bfloat16) for group in trainer_in(tmp_path, amp=amp).optimizer.param_groups)
-
-
 def test_a_training_ends_with_its_final_checkpoint_alone(tmp_path, capsys):
     run = trainer_in(tmp_path)
     about = run.args, run.files, run.about["arguments"], run.context
@@ -189,15 +179,6 @@ def test_finite_weights_are_saved_after_every_epoch_and_so_many_steps(tmp_path, 
     assert files_in(tmp_path) == set()
 
 
-@pytest.mark.parametrize(("log_every", "logged"), [(2, [1, 2, 3, 4, 6]), (50, [1, 3, 6])])
-def test_values_are_logged_at_the_first_step_every_so_many_and_after_each_epoch(tmp_path, monkeypatch, log_every, logged):
-    steps, pictures, writer = [], [], trainer.SummaryWriter
-    monkeypatch.setattr(writer, "add_scalar", lambda self, name, value, step: steps.append(step) if name == "train/norm" else None)
-    monkeypatch.setattr(writer, "add_image", lambda self, name, picture, step, **more: pictures.append(step))
-    train(trainer_in(tmp_path, "--log_every", str(log_every)))
-    assert (steps, pictures) == (logged, [1, 3, 6])
-
-
 @pytest.mark.parametrize("stop_after", [3, None], ids=["stopped", "finished"])
 @pytest.mark.parametrize(("flags", "digest"), [(["--lr", "0.2"], "of the data"), (["--lr", "1", "--seed", "1"], "other"), ([], "other")])
 def test_a_run_keeps_its_recipe(tmp_path, stop_after, flags, digest):
@@ -225,12 +206,3 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, spoil):
     with pytest.raises(InputError) as error:
         trainer_in(tmp_path)
     assert str(error.value).startswith(f"{run.files.last}: ") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("stop_after", [3, None], ids=["stopped", "finished"])
-def test_no_resume_starts_over(tmp_path, stop_after):
-    train(trainer_in(tmp_path), stop_after)
-    run = trainer_in(tmp_path, "--no-resume", "--lr", "0.2")
-    assert not trainer.is_finished(run.args, run.files, run.about["arguments"], run.context)
-    assert train(run, stop_after=1) == [1]
-    assert files_in(tmp_path) == set()

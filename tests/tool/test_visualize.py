@@ -37,22 +37,6 @@ def test_sheets_have_a_row_a_picture_and_three_columns(batch, rows, expected):
     assert (edges[:, 32:, 1] > edges[:, 32:, [0, 2]].max(2)).all()  # a logit of 0 is an even chance, between red and blue
 
 
-def test_training_sheet_shows_the_first_labelled_class():
-    maps = torch.zeros(1, 4, 2, 2)
-    maps[:, 2] = 1  # class 2 is the first that the label holds
-    sheet = training_sheet(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), maps, 1 - maps, torch.tensor([[0.0, 1.0, 1.0]]))
-    assert sheet[0, 8, 0] > 0 and sheet[0, 8, 2] == 0  # hot
-    assert sheet[0, 16, 0] == 0 and sheet[0, 16, 2] > 0  # cold
-
-
-def test_edge_sheet_shows_label_and_edge():
-    label = torch.tensor([[[0] * 4 + [1] * 4] * 8], dtype=torch.uint8)
-    sheet = edge_sheet(torch.full((1, 3, 8, 8), 100, dtype=torch.uint8), label, torch.tensor([[[[-9.0, 9.0]] * 2]]).bfloat16())
-    assert np.array_equal(sheet[:, 8:16], overlay(sheet[:, :8], label[0].numpy()))
-    assert sheet[0, 16, 2] > sheet[0, 16, 0]  # cold
-    assert sheet[0, 23, 0] > sheet[0, 23, 2]  # hot
-
-
 def test_segmentation_sheet_shows_label_and_prediction():
     label, logits = torch.zeros(2, 8, 8, dtype=torch.uint8), torch.zeros(2, 4, 2, 2).bfloat16()
     label[1, :, 4:], label[1, 0] = 2, 255
