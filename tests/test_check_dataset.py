@@ -142,6 +142,7 @@ def test_problems_of_voc_are_all_listed(tiny_voc):
     (tiny_voc / f"JPEGImages/{NAMES[2]}.jpg").write_bytes(b"")
     (tiny_voc / f"JPEGImages/{NAMES[3]}.jpg").unlink()
     Image.new("RGB", (64, 48)).save(tiny_voc / f"SegmentationClass/{NAMES[4]}.png")
-    _, problems, _ = check(tiny_voc, "--dataset", "voc")
+    notes, problems, _ = check(tiny_voc, "--dataset", "voc")
+    assert not any("same" in note for note in notes)
     assert len(problems) == 5
     assert all(sum(name in problem for problem in problems) == 1 for name in NAMES[:5])

@@ -61,7 +61,7 @@ OUTSIDE = [[100, 100, 120, 100, 120, 120]]
 FIELDS = [*(("images", key) for key in ("id", "file_name", "height", "width")), ("categories", "id"), ("categories", "name")]
 FIELDS += [("annotations", key) for key in ("image_id", "category_id", "iscrowd", "segmentation")]
 VALUES = [("annotations", "category_id", 12), ("images", "height", float("nan")), ("categories", "name", "wizard")]
-VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", 7)]
+VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", "more/t_1.jpg", 7)]
 CHANGES = {
     **{f"{part} without {key}": lambda content, part=part, key=key: content[part][0].pop(key) for part, key in FIELDS},
     **{f"{key} {value}": lambda content, part=part, new={key: value}: content[part][0].update(new) for part, key, value in VALUES},
@@ -87,7 +87,7 @@ def root(tmp_path, monkeypatch) -> Path:
                 about = {"image_id": ids[name], "category_id": CATEGORY_IDS[one["category"]], "iscrowd": one["iscrowd"]}
                 content["annotations"].append(about | {"segmentation": one["segmentation"]})
         content["images"] = [{"id": ids[name], "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH} for name in pictures]
-        content["categories"] = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
+        content["categories"] = [{"id": number, "name": name} for name, number in reversed(CATEGORY_IDS.items())]
         json_of(root, split).write_text(json.dumps(content))
     return root
 
@@ -165,13 +165,14 @@ def test_without_val_only_the_training_half_is_prepared(root):
 
 
 def test_zips_are_unpacked_once(root):
+    (root / "annotations/captions.json").touch()  # not needed
     for file, folder in prepare_coco.ZIPS.items():
         with zipfile.ZipFile(root / file, "w") as archive:
             for path in (root / folder.split("/")[0]).iterdir():
                 archive.write(path, path.relative_to(root))
         shutil.rmtree(root / folder.split("/")[0])
     run(root)
-    assert files_below(root) >= PRODUCED
+    assert files_below(root) >= PRODUCED and not (root / "annotations/captions.json").exists()
     times = times_below(root)
     run(root)
     assert times_below(root) == times

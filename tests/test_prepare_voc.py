@@ -241,6 +241,8 @@ class TestWithoutSbd:
         train_aug = [*TRAIN, LAST] if has_main else TRAIN
         assert_prepared(tree, official, train_aug=train_aug)
         assert error is None and f" {len(train_aug)} pictures instead of 4" in printed and " 4 of train_aug and val have a mask" in printed
+        (tree / BELOW / f"SegmentationClass/{TRAIN[0]}.png").unlink()
+        assert run(tree)[1].startswith(f"{tree / BELOW}: ")
 
     @pytest.mark.parametrize(("names", "overwrite"), [(TRAIN_AUG[::-1], False), (TRAIN_AUG[::-1], True), (EXTRA, False), (EXTRA, True)])
     def test_a_training_list_that_is_there_stays(self, names, overwrite, tree):

@@ -228,6 +228,12 @@ class TestUnpack:
         assert (tmp_path / "disk/one.bin").read_bytes() == FILES["a/one.bin"]
 
 
+def test_a_table_shows_what_is_missing(capsys):
+    rows = [("pictures", 17_125, 17_125), ("tags", 5, 1_005), ("masks", 12_031, 1_000)]
+    assert prepare.print_counts(rows[:2]) and not prepare.print_counts(rows)
+    assert [line.split()[3:] for line in capsys.readouterr().out.splitlines()[-3:]] == [["OK"], ["1,000", "more"], ["11,031", "missing"]]
+
+
 @pytest.mark.parametrize(("is_whole", "number", "more"), [(True, 0, 0), (False, 0, 0), (True, 10, 0), (True, 1011, "1,001")])
 def test_only_a_whole_dataset_without_problems_is_ready(is_whole, number, more, tmp_path, capsys):
     problems = [f"a{i}.png: wrong" for i in range(number)]
