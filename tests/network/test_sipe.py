@@ -187,6 +187,7 @@ def test_large_pictures_and_their_mirrors_take_turns(model, monkeypatch):
     model.train()
 
 
+@pytest.mark.slow
 def test_the_whole_step_compiles_without_a_break(model):
     """By torch.compile's tracer alone; its code generator needs a compiler."""
     batch = tiny_batch()
