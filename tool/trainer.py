@@ -258,6 +258,7 @@ class Trainer:
         if self.context.is_main:
             checkpoint.save(self.files.final, self.about | {"model": self.model.state_dict()})
             self.files.last.unlink(missing_ok=True)
+        self.context.barrier()  # no process goes on before the checkpoint is there
         self.context.print(f"wrote {self.files.final}")
 
 
