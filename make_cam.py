@@ -7,7 +7,6 @@ RUN_DIR/cam/NAME.npz (see tool/cam_file.py). Pictures with an up-to-date file ar
 """
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,16 @@ def main(argv: list[str] | None = None) -> None:
     if not isinstance(model, SIPE):
         raise InputError(f"{args.ckpt}: holds a segmentation network; use --ckpt for one of train_resnet50_SIPE.py")
     folder = args.run_dir / "cam"
+
+    def is_done(entry: Entry) -> bool:
+        return outputs.is_up_to_date(cam_file.path_of(args.run_dir, entry.name), entry.picture, dataset.tag_file(entry.name))
+
     with run_context(args) as context:
         outputs.prepare_output_dir(folder, "make_cam", settings(args, dataset), context, args.overwrite)
-        todo = outputs.unfinished(entries, functools.partial(is_made, dataset=dataset, run_dir=args.run_dir), context)
+        todo = outputs.unfinished(entries, is_done, context)
         make_cams(to_device(model, context), entries.select(todo), labels[todo], args, context)
         context.barrier()
         context.print(f"wrote {folder}")
-
-
-def is_made(entry: Entry, dataset: Dataset, run_dir: Path) -> bool:
-    return outputs.is_up_to_date(cam_file.path_of(run_dir, entry.name), entry.picture, dataset.tag_file(entry.name))
 
 
 def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.Namespace, context: Context) -> None:

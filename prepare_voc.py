@@ -29,7 +29,7 @@ from data import annotations, images
 from data.registry import TAGS, VOC, Dataset, find_root, open_dataset
 from errors import InputError
 from tool import label_file, prepare
-from tool.context import cli_main
+from tool.context import add_switch, cli_main
 from tool.outputs import parallel_map
 
 COUNTS = {"JPEGImages/{}.jpg": 17_125, "Annotations/{}.xml": 17_125, "SegmentationClass/{}.png": 2_913}  # files in the archive
@@ -46,12 +46,12 @@ lists VOC's train and Main/trainval without val, which have boxes and so tags; r
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser, switch = prepare.prepare_parser(__doc__, max_workers=8), argparse.BooleanOptionalAction
-    parser.add_argument("--download", action=switch, default=False, help="download missing archives, 2 GB and 1.4 GB (default off)")
+    parser = prepare.prepare_parser(__doc__, max_workers=8)
+    add_switch(parser, "--download", "download missing archives, 2 GB and 1.4 GB")
     parser.add_argument("--archive", type=Path, nargs="+", default=[], help="archives of VOC and SBD (default: the official ones in DIR)")
     parser.add_argument("--sbd", type=Path, help="folder or archive of SBD (default: benchmark.tgz or benchmark_RELEASE in DIR)")
     checksum = "refuse archives other than the official ones; off for a part of VOC, or for one that was packed anew (default on)"
-    parser.add_argument("--checksum", action=switch, default=True, help=checksum)
+    parser.add_argument("--checksum", action=argparse.BooleanOptionalAction, default=True, help=checksum)
     args = parser.parse_args(argv)
     sbd = [path for path in args.archive if path.name == SBD_SOURCE.file]
     if len(sbd) + (args.sbd is not None) > 1:
