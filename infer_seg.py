@@ -13,6 +13,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from data.images import to_stored_frame
 from data.registry import Dataset, Entries, Entry, open_dataset
 from errors import InputError
@@ -47,13 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+def settings(args: argparse.Namespace, dataset: Dataset, model: nn.Module) -> dict[str, Any]:
     """What the masks depend on besides their picture."""
     return {
         "checkpoint": outputs.sha256(args.ckpt),
         "scales": args.scales,
         "max_side": args.max_side,
-        "crf": crf.SEGMENTATION if args.crf else None,
+        "crf": crf.SEGMENTATION | model.crf if args.crf else None,
         "amp": args.amp,
         "class_names": list(dataset.class_names),
     }
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         return label_file.is_prediction_up_to_date(args.label_dir, entry.name, args.save_prob, entry.picture)
 
     with run_context(args) as context:
-        outputs.prepare_output_dir(args.label_dir, "infer_seg", settings(args, dataset), context, args.overwrite)
+        outputs.prepare_output_dir(args.label_dir, "infer_seg", settings(args, dataset, model), context, args.overwrite)
         todo = entries.select(outputs.unfinished(entries, is_done, context))
         for item, keys, maps in segment_all(model, todo, None, args, context):
             stored = to_stored_frame(maps, item.orientation)

@@ -76,8 +76,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     model = IRN()
     load_pretrained(model.resnet50, args.weights)
     model.to(context.device, memory_format=torch.channels_last).train()
-    groups = model.edge_parameters(), model.displacement_parameters()
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, *groups)
+    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
     context.print(f"{len(entries)} pictures, {run.plan}")
     for batch in run.batches(LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed)):
         losses, logits = train_step(run, batch)

@@ -24,12 +24,12 @@ from errors import InputError
 from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
 from tool import cam_file, metrics, trainer
-from tool.checkpoint import load_pretrained
+from tool.checkpoint import build_sipe, load_pretrained
 from tool.context import Context, cli_main, positive_int, run_context, stage_parser, world_size
 from tool.inference import multiscale_cams
 from tool.visualize import training_sheet
 
-RECIPE = (*trainer.RECIPE, "resize_long")
+RECIPE = (*trainer.RECIPE, "resize_long", "backbone")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     trainer.add_flags(parser, batch_size=16, max_epochs=5, lr_help=lr_help)
     scratch = "initial weights of the backbone, none to train every layer and BatchNorm's statistics from scratch"
     trainer.add_weights(parser, scratch, "a ResNet-50")
+    backbone = "resnet50 as published, or timm:NAME for a network of timm, such as timm:convnext_tiny.fb_in22k_ft_in1k; choose --lr for it"
+    parser.add_argument("--backbone", default="resnet50", help=f"{backbone} (default resnet50)")
     resize_long = "range of the random long side before the crop, pixels (default 320 640)"
     parser.add_argument("--resize_long", type=positive_int, nargs=2, default=[320, 640], metavar=("MIN", "MAX"), help=resize_long)
     val_list = "after each epoch, print the IS-CAM mIoU at one scale on this list; it reads pixel labels, and nothing is chosen by it"
@@ -45,10 +47,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return trainer.parse(parser, argv)
 
 
-def build_model(weights: str, num_classes: int) -> SIPE:
-    model = SIPE(num_classes, pretrained=weights != "none")
-    if weights != "none":
-        load_pretrained(model.resnet50, weights)
+def build_model(args: argparse.Namespace, num_classes: int) -> SIPE:
+    model = build_sipe(num_classes, args.backbone, pretrained=args.weights != "none")
+    if args.weights != "none":
+        load_pretrained(model.backbone, args.weights)
     return model
 
 
@@ -96,11 +98,10 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
         return
     validation = validation_set(args, dataset)
     torch.manual_seed(args.seed)
-    model = build_model(args.weights, dataset.num_classes).to(context.device, memory_format=torch.channels_last).train()
+    model = build_model(args, dataset.num_classes).to(context.device, memory_format=torch.channels_last).train()
     if args.weights == "none" and context.world_size > 1 and context.is_cuda:
-        model.resnet50 = nn.SyncBatchNorm.convert_sync_batchnorm(model.resnet50)  # statistics of the whole batch, as on one GPU
-    groups = model.backbone_parameters(), model.head_parameters()
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, *groups)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, as on one GPU
+    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
     context.print(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {run.plan}")
     if validation:
         context.print(f"validation reads the pixel labels of {len(validation[0])} pictures; nothing is chosen by it")

@@ -23,37 +23,66 @@ from data.images import IGNORE, picture_size, read_mask
 from data.registry import Dataset, Entries, open_dataset
 from data.transforms import normalize
 from errors import InputError
-from network.deeplab import NETWORKS, DeepLab
+from network.deeplab import NETWORKS, build, checkpoint_blocks
 from network.losses import class_weights, segmentation_loss
 from tool import label_file, trainer
 from tool.checkpoint import load_pretrained
-from tool.context import Context, add_max_side, cli_main, non_negative_float, run_context, stage_parser, world_size
+from tool.context import (
+    Context,
+    add_max_side,
+    add_switch,
+    cli_main,
+    non_negative_float,
+    non_negative_int,
+    run_context,
+    stage_parser,
+    world_size,
+)
 from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
-LR = {"deeplabv2": 2.5e-4, "deeplabv3": 1e-3}  # deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
-RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance")
+# how the field trains each head; deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
+COMMON = {"batch_size": 16, "max_epochs": 30, "crop_size": 512, "scales": [0.5, 2.0], "color_jitter": 0}
+DEFAULTS = {
+    "deeplabv2": COMMON | {"lr": 2.5e-4},
+    "deeplabv3": COMMON | {"lr": 1e-3},
+    "deeplabv1": {"lr": 1e-3, "batch_size": 10, "max_epochs": 19, "crop_size": 448, "scales": [0.5, 1.5], "color_jitter": 10},
+}
+RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance", "color_jitter")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    lr = "learning rate of the backbone; the classifier takes ten times this rate (default 0.00025 with deeplabv2, 0.001 with deeplabv3)"
+    lr = "learning rate of the backbone; the classifier takes ten times this rate (default 0.001, with deeplabv2 0.00025)"
     trainer.add_flags(parser, batch_size=16, max_epochs=30, lr_help=lr, lr=None, momentum=0.9, wt_dec=5e-4)
-    network = f"head and backbone; DeepLab-v2 on ResNet-101 is the paper's (default {NETWORKS[0]})"
-    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0], help=network)
+    network = (
+        "head and backbone; the paper's are deeplabv2_resnet101 and deeplabv1_wideresnet38 (default deeplabv2_resnet101). The latter's"
+    )
+    network += " defaults are --batch_size 10 --max_epochs 19 --crop_size 448 --scales 0.5 1.5 --color_jitter 10"
+    parser.add_argument("--network", choices=NETWORKS, default="deeplabv2_resnet101", help=network)
     stride = "pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)"
     parser.add_argument("--output_stride", type=int, choices=(8, 16), default=8, help=stride)
-    trainer.add_weights(parser, "initial weights of the backbone", "the same ResNet")
+    trainer.add_weights(parser, "initial weights of the backbone, none to train it from scratch", "the same network")
+    add_switch(
+        parser, "--checkpointing", "compute the backbone's blocks once more for the gradient instead of keeping their maps: less memory"
+    )
     parser.add_argument("--label_dir", type=Path, help="folder of the labels NAME.png (default RUN_DIR/seg_label)")
     trainer.add_scale_range(parser, 0.5, 2.0)
     add_max_side(parser)
     balance = "weigh each class by 1 / (its share of the pixels) to this power: 0 weighs all pixels alike, 1 all classes (default 0)"
     parser.add_argument("--class_balance", type=non_negative_float, default=0.0, help=balance)
+    jitter = "largest shift of hue (of 180), saturation and value (of 255), at random; 0: none (default 0)"
+    parser.add_argument("--color_jitter", type=non_negative_int, default=0, help=jitter)
+    head = parser.parse_known_args(argv)[0].network.split("_")[0]
+    parser.set_defaults(**DEFAULTS.get(head, DEFAULTS["deeplabv3"]))
     args = trainer.parse(parser, argv)
-    args.lr = LR[args.network.split("_")[0]] if args.lr is None else args.lr
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
     if args.class_balance > 1:
         parser.error("--class_balance is from 0 to 1")
+    if args.color_jitter > 127:
+        parser.error("--color_jitter is at most 127")
+    if args.output_stride == 16 and args.network == "deeplabv1_wideresnet38":
+        parser.error("--output_stride 16 is for ResNets; WideResNet38 has 8")
     return args
 
 
@@ -86,7 +115,7 @@ def train_step(run: trainer.Trainer, batch: dict, weight: torch.Tensor) -> tuple
     context = run.context
     with context.autocast():
         logits = run.network(normalize(batch["image"], batch["inside"]))
-    total, count = segmentation_loss(logits, batch["label"], weight, IGNORE)
+    total, count = segmentation_loss(logits, batch["label"], weight, IGNORE, run.model.align_corners)
     loss = total / context.all_reduce_mean(count).clamp(min=1)  # the mean over the pixels of all processes
     norm = run.step(loss)
     return {"loss": context.all_reduce_mean(loss), "grad_norm": norm}, logits.detach()
@@ -100,16 +129,20 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     if trainer.is_finished(args, files, recipe, context):
         return
     torch.manual_seed(args.seed)
-    model = DeepLab(args.network, dataset.num_classes, args.output_stride)
-    load_pretrained(model.backbone, args.weights, args.network.split("_")[1])
+    model = build(vars(args), dataset.num_classes)
+    if args.weights != "none":
+        load_pretrained(model.backbone, args.weights, args.network.split("_")[-1])
+    if args.checkpointing:
+        checkpoint_blocks(model.backbone)
     model.to(context.device, memory_format=torch.channels_last).train()
-    groups = model.backbone.parameters(), model.classifier.parameters()
     if context.world_size > 1 and context.is_cuda:
-        model.classifier = nn.SyncBatchNorm.convert_sync_batchnorm(model.classifier)  # statistics of the whole batch, as on one GPU
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, *groups)
+        for name, part in model.named_children():
+            if name != "backbone" or args.weights == "none":  # statistics that are learned are the whole batch's, as on one GPU
+                setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
 
     weight = class_weights(torch.from_numpy(counts), args.class_balance).to(context.device)
-    crops = LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side)
+    crops = LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side, args.color_jitter)
     context.print(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {args.network}, {run.plan}")
     for batch in run.batches(crops):
         losses, logits = train_step(run, batch, weight)

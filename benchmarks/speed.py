@@ -162,10 +162,8 @@ def step_section(args: Namespace) -> Section:
         torch.manual_seed(0)
         model = build(NUM_CLASSES).to(args.context.device, memory_format=torch.channels_last).train()
         resnet.freeze_batchnorm(model)
-        groups = [], []
-        for name, parameter in model.named_parameters():
-            groups[name.startswith(("classifier", "side", "fc"))].extend([parameter] * parameter.requires_grad)
-        run = Trainer(flags, args.context, RunFiles.of(args.folder, ""), {}, (), 1000, model, *groups)
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1}]
+        run = Trainer(flags, args.context, RunFiles.of(args.folder, ""), {}, (), 1000, model, groups)
 
         def work(context: Context) -> Results:
             run.context = context

@@ -3,6 +3,7 @@
 The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,14 @@ def augment_pair(
     label = np.asarray(Image.fromarray(label).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
     crop, inside = _flip_and_crop(np.dstack([picture, label]), crop_size, rng)
     return crop[..., :3], inside, np.where(inside, crop[..., 3], np.uint8(IGNORE))
+
+
+def jitter(picture: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift hue, saturation and value by up to `most` each, on OpenCV's scales (180, 255, 255): (H, W, 3) uint8 -> the same."""
+    shift = rng.integers(-most, most + 1, 3, dtype=np.int16)
+    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV) + shift
+    hsv[..., 0] %= 180
+    return cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
 
 
 def _flip_and_crop(picture: np.ndarray, crop_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

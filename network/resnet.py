@@ -91,6 +91,8 @@ class ResNet50(ResNetMaps):
     From scratch (`frozen=False`) every layer trains and BatchNorm learns its statistics.
     """
 
+    widths = WIDTHS  # of its maps
+
     def __init__(self, frozen: bool = True):
         super().__init__("resnet50", frozen)
         self.layer4[0].conv2.stride = self.layer4[0].downsample[0].stride = (1, 1)

@@ -1,20 +1,24 @@
 """SIPE: a classifier whose class activation maps are rebuilt from image-specific prototypes (CVPR 2022)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes, unit_cells
-from .resnet import WIDTHS, ResNet50
+from .resnet import ResNet50
+from .timm_maps import TimmMaps
 
+# name -> (frozen) -> backbone: image to maps, of which SIPE uses the last four, whose `widths` it has; timm's come by "timm:NAME"
+BACKBONES: dict[str, Callable[[bool], nn.Module]] = {"resnet50": ResNet50}
 SIDE_WIDTHS = (128, 128, 256, 256)
 MAX_PAIR_PIXELS = 640 * 480  # larger images and their mirrors go through the network one after the other: half the memory
 
 
 class Localization(NamedTuple):
-    """What SIPE finds in a batch; background first, on the stride-16 grid."""
+    """What SIPE finds in a batch; background first, on the grid of the backbone's last map: stride 16 with ResNet-50."""
 
     score: torch.Tensor  # (B, K-1) classification logits
     cam: torch.Tensor  # (B, K, H, W) in [0, 1], general CAM
@@ -23,30 +27,38 @@ class Localization(NamedTuple):
 
 
 class SIPE(nn.Module):
-    """ResNet-50 classifier with side branches, and the prototypes between its two kinds of map (SIPE figure 2).
+    """A classifier (ResNet-50 in the paper) with side branches, and the prototypes between its two kinds of map (SIPE figure 2).
 
     Under autocast only the convolutions run at lower precision. Hierarchical feature, maps, seeds, prototypes and scores are computed
     from their results in float32.
 
     Args:
         num_classes: K, background included (VOC 21, COCO 81).
-        pretrained: the backbone starts from ImageNet weights: stem, layer1, layer2 and all BatchNorm statistics stay frozen.
-            False trains everything.
+        pretrained: the backbone starts from ImageNet weights: all BatchNorm statistics stay frozen, and of ResNet-50 the stem, layer1
+            and layer2. False trains everything.
+        backbone: a name of BACKBONES, or timm:NAME. Raises ValueError for another one, and errors as TimmMaps does.
     """
 
-    def __init__(self, num_classes: int, pretrained: bool = True):
+    def __init__(self, num_classes: int, pretrained: bool = True, backbone: str = "resnet50"):
         super().__init__()
-        self.resnet50 = ResNet50(frozen=pretrained)
-        self.classifier = nn.Conv2d(WIDTHS[-1], num_classes - 1, 1, bias=False)
-        for i, (width, side_width) in enumerate(zip(WIDTHS[1:], SIDE_WIDTHS), 1):
+        kind, _, timm_name = backbone.partition(":")
+        if kind != "timm" and backbone not in BACKBONES:
+            raise ValueError(f"no such backbone; use {', '.join(BACKBONES)} or timm:NAME")
+        network = TimmMaps(timm_name, pretrained) if kind == "timm" else BACKBONES[backbone](pretrained)
+        self.add_module(kind, network)  # "resnet50" in the authors' checkpoints
+        self.kind, widths = kind, network.widths[-4:]
+        self.classifier = nn.Conv2d(widths[-1], num_classes - 1, 1, bias=False)
+        for i, (width, side_width) in enumerate(zip(widths, SIDE_WIDTHS), 1):
             self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.resnet50.parameters() if p.requires_grad]
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self, self.kind)
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The classifier and the side branches: they start from random weights and take ten times the learning rate."""
-        return [p for name, p in self.named_parameters() if not name.startswith("resnet50.")]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimizer: classifier and side branches start from random weights and take ten times the rate."""
+        heads = [p for name, p in self.named_parameters() if not name.startswith(f"{self.kind}.")]
+        return [{"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr_scale": 1}, {"params": heads, "lr_scale": 10}]
 
     def forward(self, image: torch.Tensor, label: torch.Tensor, inside: torch.Tensor) -> Localization:
         """Training form: seeds by layer4's resemblance, every map masked by the label and by the crop's padding.
@@ -81,12 +93,12 @@ class SIPE(nn.Module):
         return add_mirror(torch.cat(logits).float()), add_mirror(torch.cat(features))
 
     def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), layer4 (B, 2048, h, w), hierarchical feature (B, 768, h, w).
+        """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), last map (B, D, h, w), hierarchical feature (B, 768, h, w).
 
         The last is float32, also under autocast.
         """
-        _, *layers = self.resnet50(image)
-        grid = layers[2].shape[2:]
+        layers = self.backbone(image)[-4:]
+        grid = layers[-1].shape[2:]
         sides = [side_features(getattr(self, f"side{i}"), layer.detach(), grid) for i, layer in enumerate(layers, 1)]
         return self.classifier(layers[3]), layers[3], torch.cat(sides, 1)
 

@@ -1,13 +1,30 @@
 """Training SIPE, localization maps and their scores, on drawn pictures."""
 
+import argparse
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from common import NAMES, SIZE, VOC_CLASSES, call, data_flags, files_below, rotate, run_stage, weights_of, write_lines, write_map_settings
+from common import (
+    NAMES,
+    SIZE,
+    VOC_CLASSES,
+    assert_same_results,
+    call,
+    data_flags,
+    files_below,
+    label_of,
+    rotate,
+    run_stage,
+    stop_after,
+    weights_of,
+    write_lines,
+    write_map_settings,
+)
 from PIL import Image
 
 import eval_cam
@@ -16,6 +33,7 @@ import train_resnet50_SIPE as train
 from data.datasets import Pyramids, by_size, kept_classes
 from data.registry import open_dataset
 from errors import InputError
+from network import sipe
 from tool import cam_file, checkpoint
 from tool.context import Context
 from tool.inference import load_network, multiscale_cams
@@ -48,7 +66,10 @@ class TestTraining:
     def test_from_scratch_every_layer_and_the_statistics_learn(self, fixed_voc, run_dir):
         run_stage("train_sipe", fixed_voc, run_dir, "none", "--batch_size", 6, "--max_epochs", 1)
         torch.manual_seed(15)
-        before, after = train.build_model("none", len(VOC_CLASSES)).state_dict(), weights_of(run_dir / "ckpt/final.pth")
+        before, after = (
+            train.build_model(argparse.Namespace(weights="none", backbone="resnet50"), len(VOC_CLASSES)).state_dict(),
+            weights_of(run_dir / "ckpt/final.pth"),
+        )
         for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var", "layer1.0.bn1.running_mean", "layer4.2.bn3.bias"):
             assert not torch.equal(before[f"resnet50.{name}"], after[f"resnet50.{name}"]), name
         assert after["resnet50.bn1.num_batches_tracked"] == 1
@@ -74,6 +95,43 @@ class TestTraining:
         annotation.write_text(annotation.read_text().replace("dog", "cow"))
         with pytest.raises(InputError, match=r"final\.pth"):
             run_stage("train_sipe", tiny_voc, run_dir, tiny_backbone)
+
+
+class TestBackbones:
+    FLAGS = ("--weights", "none", "--batch_size", 3, "--max_epochs", 1, "--lr", 0.01)
+
+    @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+    def test_a_network_of_timm_goes_from_tags_to_masks(self, name, fixed_voc, run_dir):
+        """A stopped run ends with the same weights, and later stages read the backbone's name from the checkpoint."""
+        pytest.importorskip("timm", reason="timm is not installed")
+        flags = [*self.FLAGS, "--backbone", f"timm:{name}"]
+        run_stage("train_sipe", fixed_voc, run_dir, Path(), *flags)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, train, "train_step", 1)
+            run_stage("train_sipe", fixed_voc, run_dir / "stopped", Path(), *flags)
+        run_stage("train_sipe", fixed_voc, run_dir / "stopped", Path(), *flags)
+        assert_same_results(run_dir / "stopped/ckpt/final.pth", run_dir / "ckpt/final.pth")
+        for stage in ("make_cam", "labels_crf"):
+            run_stage(stage, fixed_voc, run_dir, Path())
+        run_stage("predict", fixed_voc, run_dir, Path(), "--ckpt", run_dir / "ckpt/final.pth", "--tags", "cat", "dog")
+        assert cam_file.load(cam_file.path_of(run_dir, NAMES[0])).is_cam.shape == (3, *SIZE)
+        assert all(label_of(run_dir / folder, NAMES[0]).shape == SIZE for folder in ("crf", "predictions"))
+
+    def test_another_backbone_takes_a_class_and_a_line(self, fixed_voc, run_dir, monkeypatch):
+        """docs/architecture.md, "Where to add"."""
+
+        class Strided(torch.nn.Conv2d):
+            widths = (4, 4, 4, 4)
+
+            def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+                return [super(Strided, self).forward(image)] * 4
+
+        monkeypatch.setitem(sipe.BACKBONES, "strided", lambda frozen: Strided(3, 4, 8, 8))
+        run_stage("train_sipe", fixed_voc, run_dir, Path(), *self.FLAGS, "--backbone", "strided")
+        run_stage("make_cam", fixed_voc, run_dir, Path())
+        assert type(load_network(run_dir / "ckpt/final.pth")[0].backbone) is Strided
+        with np.load(cam_file.path_of(run_dir, NAMES[0])) as arrays:
+            assert arrays["is_cam_0"].shape == (3, SIZE[0] // 8, SIZE[1] // 8)
 
 
 class TestLocalization:

@@ -36,8 +36,10 @@ from data.images import read_picture
 from data.registry import open_dataset
 from data.transforms import normalize
 from errors import InputError
+from network import deeplab, wideresnet
 from network.deeplab import DeepLab
 from tool import cam_file, checkpoint, crf, inference, label_file, visualize
+from tool.context import Context
 from tool.inference import load_network
 from tool.outputs import read_json
 
@@ -131,6 +133,74 @@ class TestTraining:
         flags = ["--network", "deeplabv3_resnet50", "--batch_size", 1, "--label_dir", chain / "seg_label"]
         with pytest.raises(InputError, match="--batch_size 1"):
             run_stage("train_seg", fixed_voc, run_dir, tiny_backbone, *flags)
+
+
+class TestOtherNetworks:
+    """WideResNet38 in a quarter of its width, a network of one's own, and starts from nothing."""
+
+    FLAGS = ("--network", "deeplabv1_wideresnet38", "--output_stride", 8, "--weights", "none", "--max_epochs", 1, "--lr", 1e-3)
+
+    def test_wideresnet38_from_its_weights_to_masks(self, narrow_wideresnet, chain, fixed_voc, run_dir):
+        """A stopped run ends with the same weights, with and without maps that are kept for the gradient."""
+        run_dir.mkdir()
+        torch.save(wideresnet.WideResNet38().state_dict(), run_dir / "start.pth")
+        flags = [*self.FLAGS, "--weights", run_dir / "start.pth", "--label_dir", chain / "seg_label"]
+        run_stage("train_seg", fixed_voc, run_dir / "whole", Path(), *flags)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, train_seg, "train_step", 1)
+            run_stage("train_seg", fixed_voc, run_dir / "stopped", Path(), *flags, "--checkpointing")
+        run_stage("train_seg", fixed_voc, run_dir / "stopped", Path(), *flags, "--checkpointing")
+        assert_same_results(run_dir / "stopped/ckpt/seg.pth", run_dir / "whole/ckpt/seg.pth")
+        one, run = write_lines(run_dir / "one.txt", NAMES[1]), run_dir / "whole"
+        run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--crf")
+        assert read_json(run / "seg_pred/settings.json")["crf"]["iterations"] == 1
+        assert label_of(run / "seg_pred", NAMES[1]).shape == SIZE
+        run_stage("predict", fixed_voc, run, Path())
+        assert label_of(run / "predictions", NAMES[1]).shape == SIZE
+
+    def test_wideresnet38_averages_logits_as_its_protocol_says(self, narrow_wideresnet, fixed_voc):
+        torch.manual_seed(0)
+        model = wideresnet.DeepLabV1(3, frozen=False).eval()
+        item, context = Pyramids(open_dataset("voc", fixed_voc).entries("val"), None, [1.0, 0.5])[1], Context(torch.device("cpu"))
+        with torch.no_grad():
+            both = [model(normalize(image[None])) for one in item.images for image in (one, one.flip(2))]
+        full = [torch.nn.functional.interpolate(logits, SIZE, mode="bilinear", align_corners=True)[0] for logits in both]
+        expected = sum(one.flip(2) if i % 2 else one for i, one in enumerate(full)).div(4).softmax(0)
+        torch.testing.assert_close(inference.multiscale_probability(model, item, context), expected, atol=1e-4, rtol=1e-3)
+
+    def test_its_defaults_are_its_recipe_unless_they_are_given(self):
+        args = train_seg.parse_args(["--network", "deeplabv1_wideresnet38", "--crop_size", "256"])
+        assert (args.lr, args.batch_size, args.max_epochs, args.crop_size) == (1e-3, 10, 19, 256)
+        assert (args.scales, args.color_jitter, args.output_stride) == ([0.5, 1.5], 10, 8)
+        with pytest.raises(SystemExit):
+            train_seg.parse_args(["--network", "deeplabv1_wideresnet38", "--output_stride", "16"])
+
+    @pytest.mark.parametrize("network", ["deeplabv2_resnet50", "deeplabv1_wideresnet38"])
+    def test_without_weights_everything_learns(self, narrow_wideresnet, network, chain, fixed_voc, run_dir):
+        """BatchNorm's statistics, too."""
+        flags = [*self.FLAGS, "--network", network, "--label_dir", chain / "seg_label", "--batch_size", 6]
+        run_stage("train_seg", fixed_voc, run_dir, Path(), *flags)
+        after = weights_of(run_dir / "ckpt/seg.pth")
+        statistics = {name: value for name, value in after.items() if "running_" in name}
+        assert statistics and all(value.unique().tolist() not in ([0], [1]) for value in statistics.values())
+
+    def test_a_network_takes_a_class_and_two_lines(self, chain, fixed_voc, run_dir, monkeypatch):
+        """docs/architecture.md, "Where to add": in the registry of networks, and among the defaults of the training."""
+
+        class Tiny(torch.nn.Conv2d):
+            align_corners, mean_of_logits, crf = False, False, {}
+
+            def parameter_groups(self) -> list[dict]:
+                return [{"params": [*self.parameters()], "lr_scale": 1}]
+
+        monkeypatch.setitem(deeplab.NETWORKS, "tiny", lambda num_classes, output_stride, frozen: Tiny(3, num_classes, output_stride, 8))
+        monkeypatch.setitem(train_seg.DEFAULTS, "tiny", train_seg.COMMON | {"lr": 0.5, "color_jitter": 3})
+        assert train_seg.parse_args(["--network", "tiny"]).lr == 0.5
+        run_stage("train_seg", fixed_voc, run_dir, Path(), *self.FLAGS, "--network", "tiny", "--label_dir", chain / "seg_label")
+        run_stage("infer_seg", fixed_voc, run_dir, Path())
+        run_stage("predict", fixed_voc, run_dir, Path())
+        assert type(load_network(run_dir / "ckpt/seg.pth")[0]) is Tiny
+        assert all(label_of(run_dir / folder, NAMES[2]).shape == SIZE for folder in ("seg_pred", "predictions"))
 
 
 class TestInference:

@@ -4,6 +4,7 @@ Our format is a dict of plain values and tensors: `model` (state dict), `class_n
 `optimizer`, `schedule`, `scaler`, `step`, `rng`. The authors' format is {"net": state dict}.
 """
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -15,8 +16,13 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from errors import InputError
+from network.sipe import SIPE
+from network.timm_maps import TimmMaps
 
+from . import mxnet_params
 from .outputs import atomic_write
+
+ELSEWHERE = {"wideresnet38": "ilsvrc-cls_rna-a1_cls1000_ep-0001.params of MXNet, the same as .pth, or res38_cls.pth"}
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -70,27 +76,66 @@ def load_tensors(model: nn.Module, tensors: Any, path: str | Path) -> None:
         raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[-1].strip()}); use another checkpoint") from None
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load a ResNet's state dict in torchvision's layout; its ImageNet head `fc` is ignored.
+def build_sipe(num_classes: int, backbone: str = "resnet50", pretrained: bool = True) -> SIPE:
+    """SIPE on a backbone that a flag or a checkpoint names. Raises InputError where it cannot be had."""
+    try:
+        return SIPE(num_classes, pretrained, backbone)
+    except ImportError as error:
+        raise InputError(f"backbone {backbone}: timm cannot be imported ({error}); pip install timm") from None
+    except ValueError as error:
+        raise InputError(f"backbone {backbone}: {error}; use another backbone") from None
 
-    Raises InputError as `load_tensors` does, and for a deeper or shallower ResNet.
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Load a backbone's state dict: a ResNet's in torchvision's layout, WideResNet38's (MXNet's file too), a timm network's in timm's.
+
+    Its ImageNet classifier is ignored. Raises InputError as `load_tensors` does, and for a deeper or shallower ResNet.
     """
-    content = read(path)
-    tensors = content.get("state_dict", content)
+    tensors = _read_backbone(path)
+    if isinstance(backbone, TimmMaps):  # its feature networks write stages_0 for stages.0
+        plain = {_plain(name): value for name, value in tensors.items()}
+        backbone = backbone.net
+        tensors = {name: plain[_plain(name)] for name in backbone.state_dict() if _plain(name) in plain}
     blocks, wanted = (
         {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
-        for names in (tensors if isinstance(tensors, Mapping) else (), backbone.state_dict())
+        for names in (tensors, backbone.state_dict())
     )
-    if blocks and blocks != wanted:
+    if blocks and wanted and blocks != wanted:
         depth, block = ("deeper", min(blocks - wanted)) if blocks - wanted else ("shallower", min(wanted - blocks))
         raise InputError(f"{path}: belongs to a {depth} network ({block}); use weights of the same depth")
     load_tensors(backbone, tensors, path)
 
 
+def _read_backbone(path: str | Path) -> Mapping[str, Any]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # `read` says what cannot be opened
+        if file.read(8) == mxnet_params.BEGINNING:
+            try:
+                arrays = mxnet_params.read_params(path)
+            except ValueError as error:
+                raise InputError(f"{path}: is no whole .params file of MXNet ({error}); copy it again") from None
+            return {mxnet_params.wideresnet38_name(name): torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    content = read(path)
+    tensors = content.get("state_dict", content)
+    return tensors if isinstance(tensors, Mapping) else {}
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.").replace("_", ".")
+
+
 def load_pretrained(backbone: nn.Module, weights: str, name: str = "resnet50") -> None:
-    """Load torchvision's ImageNet weights of a ResNet ("imagenet"), or those of a file. Raises InputError where they cannot be had."""
+    """Load the ImageNet weights of torchvision or timm ("imagenet"), or those of a file. Raises InputError where they cannot be had."""
     if weights != "imagenet":
         return load_backbone(backbone, weights)
+    if isinstance(backbone, TimmMaps):
+        try:
+            pretrained = backbone.create(pretrained=True)
+        except Exception as error:  # a download fails with nearly anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"--weights imagenet: timm cannot load its weights ({reason}); pass a file of weights, or none") from None
+        return load_tensors(backbone.net, pretrained.state_dict(), f"timm's {backbone.name}")
+    if name in ELSEWHERE:
+        raise InputError(f"--weights imagenet: torchvision has no {name}; pass {ELSEWHERE[name]}, or none to train from scratch")
     try:
         tensors = fetch_torchvision(name)
     except OSError as error:
@@ -105,7 +150,7 @@ def fetch_torchvision(name: str = "resnet50") -> dict[str, torch.Tensor]:
     """torchvision's IMAGENET1K_V1 state dict of a ResNet, downloaded or from torch's cache. Raises OSError where it cannot be had."""
     try:
         return dict(get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
-    except (HTTPException, RuntimeError) as error:  # cut short, or another file than its name promises
+    except (HTTPException, RuntimeError, ValueError) as error:  # cut short, another file than its name promises, no such network
         raise OSError(str(error)) from error
 
 

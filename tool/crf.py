@@ -41,13 +41,15 @@ def refine_label(picture: np.ndarray, label: np.ndarray, num_labels: int) -> np.
     return _infer(picture, unary)
 
 
-def refine_maps(picture: np.ndarray, maps: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL) -> np.ndarray:
+def refine_maps(
+    picture: np.ndarray, maps: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL, iterations: int = ITERATIONS
+) -> np.ndarray:
     """Refine soft maps: picture (H, W, 3) uint8, maps (k, H, W) at least 0 -> probabilities (k, H, W) float32, of sum 1.
 
     gaussian, bilateral: the pairwise terms; SEGMENTATION has those for a segmentation network's probabilities.
     """
     probability = maps / maps.sum(0).clip(1e-5)
-    return _infer(picture, -np.log(probability.clip(1e-5)), gaussian, bilateral)
+    return _infer(picture, -np.log(probability.clip(1e-5)), gaussian, bilateral, iterations)
 
 
 def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -62,7 +64,9 @@ def inter_pixel_label(picture: np.ndarray, maps: np.ndarray, keys: np.ndarray) -
     return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE)).astype(np.uint8)
 
 
-def _infer(picture: np.ndarray, unary: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL) -> np.ndarray:
+def _infer(
+    picture: np.ndarray, unary: np.ndarray, gaussian: dict = GAUSSIAN, bilateral: dict = BILATERAL, iterations: int = ITERATIONS
+) -> np.ndarray:
     from pydensecrf.densecrf import DenseCRF2D
 
     num_labels, height, width = unary.shape
@@ -70,4 +74,4 @@ def _infer(picture: np.ndarray, unary: np.ndarray, gaussian: dict = GAUSSIAN, bi
     field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(num_labels, -1), np.float32))
     field.addPairwiseGaussian(**gaussian)
     field.addPairwiseBilateral(rgbim=np.array(picture, order="C"), **bilateral)
-    return np.array(field.inference(ITERATIONS)).reshape(unary.shape)
+    return np.array(field.inference(iterations)).reshape(unary.shape)

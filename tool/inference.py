@@ -15,18 +15,19 @@ from data.datasets import Pyramid, Pyramids, inference_loader, kept_classes
 from data.registry import COCO, VOC, Entries
 from data.transforms import enlarge, normalize, shrink
 from errors import InputError
-from network.deeplab import DeepLab
+from network import deeplab
 from network.irn import IRN
 from network.resnet import fold_batchnorm
 from network.sipe import SIPE
 
 from . import cam_file, checkpoint, crf
+from .checkpoint import build_sipe
 from .context import Context
 
 MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
 
 
-def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tuple[DeepLab | SIPE, tuple[str, ...]]:
+def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
 
     class_names: the dataset's. Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
@@ -36,7 +37,8 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tupl
     if class_names:
         checkpoint.check_classes(content, class_names, path)
     class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
-    model = DeepLab.from_arguments(checkpoint.arguments(content), len(class_names)) or SIPE(len(class_names))
+    arguments = checkpoint.arguments(content)
+    model = deeplab.build(arguments, len(class_names)) or build_sipe(len(class_names), str(arguments.get("backbone", "resnet50")))
     checkpoint.load_tensors(model, tensors, path)
     return model, class_names
 
@@ -83,15 +85,17 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
 
 @torch.no_grad()
 def multiscale_probability(model: nn.Module, item: Pyramid, context: Context) -> torch.Tensor:
-    """Class probabilities of a picture by a segmentation network, the mean over scales and mirrors: (K, H, W) at the working size."""
+    """Class probabilities of a picture by a segmentation network, averaged over scales and mirrors: (K, H, W) at the working size."""
     total = 0
     for image in item.images:
         image = normalize(image[None].to(context.device))
         with context.autocast():
             logits = model(torch.cat([image, image.flip(3)])).float()
-        straight, mirrored = F.interpolate(logits, item.working_size, mode="bilinear", align_corners=False).softmax(1)
+        maps = F.interpolate(logits, item.working_size, mode="bilinear", align_corners=model.align_corners)
+        straight, mirrored = maps if model.mean_of_logits else maps.softmax(1)
         total = total + straight + mirrored.flip(2)
-    return (total / (2 * len(item.images))).cpu()
+    mean = total / (2 * len(item.images))
+    return (mean.softmax(0) if model.mean_of_logits else mean).cpu()
 
 
 def likely_classes(probability: np.ndarray) -> np.ndarray:
@@ -101,7 +105,7 @@ def likely_classes(probability: np.ndarray) -> np.ndarray:
     return np.flatnonzero(matters)
 
 
-def segment(model: DeepLab | SIPE, item: Pyramid, max_side: int, use_crf: bool, context: Context) -> tuple[np.ndarray, np.ndarray]:
+def segment(model: nn.Module, item: Pyramid, max_side: int, use_crf: bool, context: Context) -> tuple[np.ndarray, np.ndarray]:
     """The class ids (k,) that matter to a picture, and how strongly each pixel belongs to each: (k, H, W) in [0, 1], upright."""
     picture = shrink(item.picture, max_side) if use_crf else None
     if isinstance(model, SIPE):
@@ -114,12 +118,12 @@ def segment(model: DeepLab | SIPE, item: Pyramid, max_side: int, use_crf: bool, 
         keys = likely_classes(maps)
         maps = maps[keys]
         if use_crf:
-            maps = crf.refine_maps(picture, maps, **crf.SEGMENTATION)
+            maps = crf.refine_maps(picture, maps, **crf.SEGMENTATION, **model.crf)
     return keys, enlarge(maps, item.size)
 
 
 def segment_all(
-    model: DeepLab | SIPE, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, context: Context
+    model: nn.Module, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, context: Context
 ) -> Iterator[tuple[Pyramid, np.ndarray, np.ndarray]]:
     """`segment` every picture, under a progress bar; args: scales, max_side, crf, num_workers. labels: (len(entries), K-1), for SIPE."""
     to_device(model, context)

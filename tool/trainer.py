@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,9 @@ from errors import InputError
 from . import checkpoint
 from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
 
-Parameters = Iterable[nn.Parameter]
-
 # a run resumes only with the flags that it began with; a script adds its own
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
+LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0}  # what checkpoints without these flags were trained with
 
 
 def add_flags(
@@ -90,13 +89,14 @@ def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None
 
 
 def make_optimizer(
-    backbone: Parameters, heads: Parameters, lr: float, steps: int, momentum: float, weight_decay: float, fused: bool = True
+    groups: Iterable[Mapping[str, Any]], lr: float, steps: int, momentum: float, weight_decay: float, fused: bool = True
 ) -> tuple[SGD, LRScheduler]:
-    """SGD with lr for the backbone and ten times lr for the heads, both times (1 - step / steps) ** 0.9.
+    """SGD with lr times (1 - step / steps) ** 0.9.
 
+    groups: of a network's `parameter_groups`: `params`, `lr_scale`, a factor of lr, and perhaps `weight_decay` in place of the common one.
     fused: one pass over all weights; not with a GradScaler, as its first overflow would leave the momentum uninitialised.
     """
-    groups = [{"params": list(backbone), "lr": lr}, {"params": list(heads), "lr": 10 * lr}]
+    groups = [{**group, "lr": lr * group["lr_scale"]} for group in groups]
     optimizer = SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
     return optimizer, PolynomialLR(optimizer, total_iters=steps, power=0.9)
 
@@ -134,7 +134,7 @@ class RunFiles(NamedTuple):
 class Trainer:
     """A training from its first step, or from the last checkpoint, to its final checkpoint.
 
-        trainer = Trainer(args, context, files, recipe, class_names, len(entries), model, backbone, heads)
+        trainer = Trainer(args, context, files, recipe, class_names, len(entries), model, groups)
         for batch in trainer.batches(crops):
             out = trainer.network(batch["image"])
             trainer.step(loss(out))
@@ -145,7 +145,7 @@ class Trainer:
         recipe: what must stay the same to resume; `recipe_of` makes it.
         class_names: background first, noted in the checkpoints.
         model: on the device; `network` is the same model spread over the processes and compiled.
-        backbone, heads: parameters; the heads take ten times the learning rate.
+        groups: the model's `parameter_groups()`.
 
     Raises InputError where the last checkpoint was trained by another recipe.
     """
@@ -159,8 +159,7 @@ class Trainer:
         class_names: tuple[str, ...],
         num_pictures: int,
         model: nn.Module,
-        backbone: Parameters,
-        heads: Parameters,
+        groups: Iterable[Mapping[str, Any]],
     ):
         self.args, self.context, self.files, self.model, self.num_pictures = args, context, files, model, num_pictures
         self.about = {"arguments": recipe, "class_names": list(class_names)}
@@ -168,7 +167,7 @@ class Trainer:
         self.steps = self.epoch_steps * args.max_epochs
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.amp is torch.float16)
         fused = not self.scaler.is_enabled()
-        self.optimizer, self.schedule = make_optimizer(backbone, heads, args.lr, self.steps, args.momentum, args.wt_dec, fused)
+        self.optimizer, self.schedule = make_optimizer(groups, args.lr, self.steps, args.momentum, args.wt_dec, fused)
         self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         self.start = self._resume()
         self.current = self.start  # steps done, this one included
@@ -279,7 +278,7 @@ def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any
 def _read_own(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint that was trained by this recipe. Raises InputError for another one."""
     content = checkpoint.read(path)
-    before = checkpoint.arguments(content)
+    before = LATER_FLAGS | checkpoint.arguments(content)
     changed = [name for name, value in recipe.items() if before.get(name) != value]
     if changed:
         flags = [f"--{name} {before.get(name)} (now {recipe[name]})" for name in changed if name != "digest"]

@@ -80,7 +80,7 @@ def test_only_the_heads_train_and_every_parameter_of_them_is_in_one_group(model)
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("fc_")}
-    groups = [*model.edge_parameters(), *model.displacement_parameters()]
+    groups = [parameter for group in model.parameter_groups() for parameter in group["params"]]
     assert len(groups) == len({id(p) for p in groups}) == len(trained)
 
 

@@ -36,9 +36,7 @@ def reference_run(shared, release_checkpoint):
     model = load_network(release_checkpoint)[0].train()
     inside, label = torch.from_numpy(golden["inside"]) > 0, torch.from_numpy(golden["label"])
     image = normalize(torch.from_numpy(golden["image_u8"]).permute(0, 3, 1, 2), inside)
-    optimizer, schedule = trainer.make_optimizer(
-        model.backbone_parameters(), model.head_parameters(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4
-    )
+    optimizer, schedule = trainer.make_optimizer(model.parameter_groups(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4)
     ours = {"cls": [], "gsc": [], "grad_norm": [], "lr": []}
     for step in range(4):
         found = model(image, label, inside)

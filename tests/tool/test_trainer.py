@@ -40,13 +40,17 @@ def recipe_of(*flags: str, digest: str) -> dict:
     return trainer.recipe_of(argparse.Namespace(**vars(parse(*flags)), scales=[0.5, 1.5]), ("seed", "lr", "batch_size", "scales"), digest)
 
 
+def groups_of(backbone: nn.Parameter, head: nn.Parameter) -> list[dict]:
+    return [{"params": [backbone], "lr_scale": 1}, {"params": [head], "lr_scale": 10}]
+
+
 def trainer_in(folder: Path, *flags: str, digest: str = "of the data", amp: torch.dtype | None = None) -> Trainer:
     """A trainer of three weights, on numbers that torch draws."""
     torch.manual_seed(0)
     args, recipe, model = parse(*flags), recipe_of(*flags, digest=digest), nn.Linear(2, 1)
     args.momentum, args.wt_dec = 0.5, 0.1
     context = Context(torch.device("cpu"), amp=amp)
-    return Trainer(args, context, RunFiles.of(folder, "irn"), recipe, NAMES, NUM_PICTURES, model, [model.weight], [model.bias])
+    return Trainer(args, context, RunFiles.of(folder, "irn"), recipe, NAMES, NUM_PICTURES, model, groups_of(model.weight, model.bias))
 
 
 def train(run: Trainer, stop_after: int | None = None, spoil: int | None = None) -> list[int]:
@@ -88,7 +92,7 @@ def test_a_batch_that_cannot_be_filled_or_shared_is_refused():
 
 def make(steps: int = 10, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0):
     backbone, head = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimizer, schedule = make_optimizer(iter([backbone]), iter([head]), lr, steps, momentum, weight_decay)
+    optimizer, schedule = make_optimizer(groups_of(backbone, head), lr, steps, momentum, weight_decay)
     return backbone, head, optimizer, schedule
 
 
