@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
     lr_help = "learning rate of the edge branch; the displacement branch takes ten times this rate"
     trainer.add_flags(parser, batch_size=32, max_epochs=3, lr_help=lr_help)
-    trainer.add_weights(parser, "weights of the frozen backbone", "a ResNet-50")
+    trainer.add_weights(parser)
     trainer.add_scale_range(parser, 0.5, 1.5)
     args = trainer.parse(parser, argv)
     if args.crop_size % STRIDE or args.crop_size < 2 * STRIDE * RADIUS:

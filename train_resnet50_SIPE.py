@@ -36,8 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
     lr_help = "learning rate of the backbone; classifier and side branches take ten times this rate"
     trainer.add_flags(parser, batch_size=16, max_epochs=5, lr_help=lr_help)
-    scratch = "initial weights of the backbone, none to train every layer and BatchNorm's statistics from scratch"
-    trainer.add_weights(parser, scratch, "a ResNet-50")
+    trainer.add_weights(parser, "; timm's own for its networks; none to train every layer and BatchNorm's statistics from scratch")
     backbone = "resnet50 as published, or timm:NAME for a network of timm, such as timm:convnext_tiny.fb_in22k_ft_in1k; choose --lr for it"
     parser.add_argument("--backbone", default="resnet50", help=f"{backbone} (default resnet50)")
     resize_long = "range of the random long side before the crop, pixels (default 320 640)"
@@ -50,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_model(args: argparse.Namespace, num_classes: int) -> SIPE:
     model = build_sipe(num_classes, args.backbone, pretrained=args.weights != "none")
     if args.weights != "none":
-        load_pretrained(model.backbone, args.weights)
+        load_pretrained(model.backbone, args.weights, args.backbone)
     return model
 
 
@@ -99,8 +98,8 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     validation = validation_set(args, dataset)
     torch.manual_seed(args.seed)
     model = build_model(args, dataset.num_classes).to(context.device, memory_format=torch.channels_last).train()
-    if args.weights == "none" and context.world_size > 1 and context.is_cuda:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, as on one GPU
+    if args.weights == "none" and context.world_size > 1 and context.is_cuda and not args.backbone.startswith("timm:"):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, as on one GPU; it would spoil timm's
     run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
     context.print(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {run.plan}")
     if validation:

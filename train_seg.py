@@ -41,20 +41,16 @@ from tool.context import (
 from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
-# how the field trains each head; deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
-COMMON = {"batch_size": 16, "max_epochs": 30, "crop_size": 512, "scales": [0.5, 2.0], "color_jitter": 0}
-DEFAULTS = {
-    "deeplabv2": COMMON | {"lr": 2.5e-4},
-    "deeplabv3": COMMON | {"lr": 1e-3},
-    "deeplabv1": {"lr": 1e-3, "batch_size": 10, "max_epochs": 19, "crop_size": 448, "scales": [0.5, 1.5], "color_jitter": 10},
-}
+WIDERESNET38 = {"batch_size": 10, "max_epochs": 19, "crop_size": 448, "scales": [0.5, 1.5], "color_jitter": 10}
+# where a head's recipe differs; deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
+DEFAULTS = {"deeplabv2": {"lr": 2.5e-4}, "deeplabv1": WIDERESNET38}
 RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance", "color_jitter")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    lr = "learning rate of the backbone; the classifier takes ten times this rate (default 0.001, with deeplabv2 0.00025)"
-    trainer.add_flags(parser, batch_size=16, max_epochs=30, lr_help=lr, lr=None, momentum=0.9, wt_dec=5e-4)
+    lr = "learning rate of the backbone; the classifier takes ten times this rate; deeplabv2: 0.00025"
+    trainer.add_flags(parser, batch_size=16, max_epochs=30, lr_help=lr, lr=1e-3, momentum=0.9, wt_dec=5e-4)
     network = (
         "head and backbone; the paper's are deeplabv2_resnet101 and deeplabv1_wideresnet38 (default deeplabv2_resnet101). The latter's"
     )
@@ -62,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network", choices=NETWORKS, default="deeplabv2_resnet101", help=network)
     stride = "pixels per cell of the network's output; 16 takes a third of the time, with coarser borders (default 8)"
     parser.add_argument("--output_stride", type=int, choices=(8, 16), default=8, help=stride)
-    trainer.add_weights(parser, "initial weights of the backbone, none to train it from scratch", "the same network")
+    trainer.add_weights(parser, "; WideResNet38's: see docs/stages.md; none to train it from scratch")
     add_switch(
         parser, "--checkpointing", "compute the backbone's blocks once more for the gradient instead of keeping their maps: less memory"
     )
@@ -74,15 +70,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     jitter = "largest shift of hue (of 180), saturation and value (of 255), at random; 0: none (default 0)"
     parser.add_argument("--color_jitter", type=non_negative_int, default=0, help=jitter)
     head = parser.parse_known_args(argv)[0].network.split("_")[0]
-    parser.set_defaults(**DEFAULTS.get(head, DEFAULTS["deeplabv3"]))
+    parser.set_defaults(**DEFAULTS.get(head, {}))
     args = trainer.parse(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
     if args.class_balance > 1:
         parser.error("--class_balance is from 0 to 1")
-    if args.color_jitter > 127:
-        parser.error("--color_jitter is at most 127")
-    if args.output_stride == 16 and args.network == "deeplabv1_wideresnet38":
+    if args.checkpointing and args.weights == "none":
+        parser.error("--checkpointing would count BatchNorm's statistics twice with --weights none; use one of them")
+    if args.network == "deeplabv1_wideresnet38" and args.output_stride == 16:
         parser.error("--output_stride 16 is for ResNets; WideResNet38 has 8")
+    if args.network == "deeplabv1_wideresnet38" and args.weights == "imagenet":
+        where = "MXNet's ilsvrc-cls_rna-a1_cls1000_ep-0001.params, the same as .pth, or res38_cls.pth"
+        parser.error(f"--weights imagenet: torchvision has no WideResNet38; pass {where}, or none to train from scratch")
     return args
 
 
@@ -133,7 +132,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     if args.weights != "none":
         load_pretrained(model.backbone, args.weights, args.network.split("_")[-1])
     if args.checkpointing:
-        checkpoint_blocks(model.backbone)
+        checkpoint_blocks(model)
     model.to(context.device, memory_format=torch.channels_last).train()
     if context.world_size > 1 and context.is_cuda:
         for name, part in model.named_children():

@@ -39,21 +39,12 @@ class TrainingCrops(Dataset):
 class LabelledCrops(Dataset):
     """One augmented crop of each picture and its mask: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8, IGNORE where padded.
 
-    max_side: larger pictures are shrunk to it before they are scaled; 0: never. color_jitter: largest shift of hue, saturation and value.
+    max_side: larger pictures are shrunk to it before they are scaled; 0: never. jitter: largest shift of hue, saturation and value.
     Items and random draws as in TrainingCrops.
     """
 
-    def __init__(
-        self,
-        entries: Entries,
-        num_classes: int,
-        scales: tuple[float, float],
-        crop_size: int,
-        seed: int,
-        max_side: int = 0,
-        color_jitter: int = 0,
-    ):
-        self.entries, self.num_classes, self.max_side, self.color_jitter = entries, num_classes, max_side, color_jitter
+    def __init__(self, entries: Entries, num_classes: int, scales: tuple[float, float], crop_size: int, seed: int, max_side=0, jitter=0):
+        self.entries, self.num_classes, self.max_side, self.jitter = entries, num_classes, max_side, jitter
         self.scales, self.crop_size, self.seed = scales, crop_size, seed
 
     def __len__(self) -> int:
@@ -66,7 +57,7 @@ class LabelledCrops(Dataset):
         picture, turn = read_picture(entry.picture), orientation(entry.picture)
         label = to_upright_frame(read_mask(entry.mask, self.num_classes, stored_size(picture.shape[:2], turn)), turn)
         crop, inside, label = augment_pair(shrink(picture, self.max_side), label, self.scales, self.crop_size, rng)
-        crop = jitter(crop, self.color_jitter, rng) * inside[..., None] if self.color_jitter else crop
+        crop = jitter(crop, self.jitter, rng) if self.jitter else crop
         return {"image": to_tensor(crop), "inside": torch.from_numpy(inside), "label": torch.from_numpy(label)}
 
 

@@ -39,9 +39,9 @@ def augment_pair(
     return crop[..., :3], inside, np.where(inside, crop[..., 3], np.uint8(IGNORE))
 
 
-def jitter(picture: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Shift hue, saturation and value by up to `most` each, on OpenCV's scales (180, 255, 255): (H, W, 3) uint8 -> the same."""
-    shift = rng.integers(-most, most + 1, 3, dtype=np.int16)
+def jitter(picture: np.ndarray, max_shift: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift hue, saturation and value by up to `max_shift` each, on OpenCV's scales (180, 255, 255): (H, W, 3) uint8 -> the same."""
+    shift = rng.integers(-max_shift, max_shift + 1, 3)
     hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV) + shift
     hsv[..., 0] %= 180
     return cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)

@@ -80,7 +80,7 @@ NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 def build(arguments: Mapping[str, Any], num_classes: int) -> nn.Module | None:
     """The network that train_seg.py's arguments name; None where they name none."""
     network, output_stride = arguments.get("network"), arguments.get("output_stride")
-    if not isinstance(network, str) or network not in NETWORKS or output_stride not in (8, 16):
+    if not isinstance(network, str) or network not in NETWORKS or type(output_stride) is not int or output_stride not in (8, 16):
         return None
     return NETWORKS[network](num_classes, output_stride, arguments.get("weights") != "none")
 

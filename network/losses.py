@@ -31,7 +31,8 @@ def segmentation_loss(
     """
     logits = F.interpolate(logits.float(), label.shape[1:], mode="bilinear", align_corners=align_corners)
     total = F.cross_entropy(logits, label.long(), weight, ignore_index=ignore_index, reduction="sum")
-    return total, weight[label[label != ignore_index].long()].sum()
+    known = label != ignore_index
+    return total, (weight[label.long() * known] * known).sum()
 
 
 def class_weights(counts: torch.Tensor, balance: float) -> torch.Tensor:

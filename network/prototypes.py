@@ -4,11 +4,31 @@ Letters: B pictures, K classes with background first, D channels, H x W the grid
 in float32, also under autocast: half precision moves seeds between classes.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
 MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    flag, value = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)  # before PyTorch 2.9
+    before = getattr(matmul, flag)
+    setattr(matmul, flag, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, flag, before)
+
+
+def without_tf32() -> contextlib.AbstractContextManager:
+    """float32 is float32 on GPUs too, whatever the caller's flags are: TF32 moves seeds. Compiled code keeps the flags."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _without_tf32()
 
 
 def peak_normalize(maps: torch.Tensor) -> torch.Tensor:
@@ -47,7 +67,7 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
     Returns:
         (B, K, H, W) 0/1, at most one class a cell; a cell won by an absent class stays empty. Carries no gradient.
     """
-    with torch.autocast(cam.device.type, enabled=False):
+    with without_tf32(), torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
         scale = _inverse_norms(cells)  # positive, so it can wait for the ReLU and what follows
         weighed, at_a_time = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
@@ -71,7 +91,7 @@ def pool_prototypes(seeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor
         (B, K, D); a class without a seed gets the zero vector. The mean is over all cells, not over the class's seeds: the
         length of a prototype says how large its class is, and does not matter to `activate`.
     """
-    with torch.autocast(seeds.device.type, enabled=False):
+    with without_tf32(), torch.autocast(seeds.device.type, enabled=False):
         return torch.einsum("bkhw,bdhw->bkd", seeds.float(), features.float()) / seeds[0, 0].numel()
 
 
@@ -85,7 +105,7 @@ def activate(prototypes: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, K, H, W) in [0, 1], zero for a class whose prototype is the zero vector.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with without_tf32(), torch.autocast(features.device.type, enabled=False):
         prototypes, features = F.normalize(prototypes.float(), dim=2, eps=1e-8), features.float()
         scale = features.norm(dim=1, keepdim=True).clamp_min(1e-8).reciprocal()
         return (torch.einsum("bkd,bdhw->bkhw", prototypes, features) * scale).relu()

@@ -19,6 +19,18 @@ def freeze_batchnorm(network: nn.Module) -> None:
             module.eval()
 
 
+class FrozenNorms(nn.Module):
+    """A backbone whose BatchNorms keep their running statistics, also in training, while `frozen` is true."""
+
+    frozen: bool
+
+    def train(self, mode: bool = True) -> "FrozenNorms":
+        super().train(mode)
+        if self.frozen:
+            freeze_batchnorm(self)
+        return self
+
+
 def conv_bn(conv: nn.Conv2d, norm: nn.Module, feature: torch.Tensor) -> torch.Tensor:
     """A convolution without bias, then its BatchNorm: (B, D, H, W) -> (B, D', H', W').
 
@@ -84,7 +96,7 @@ class ResNetMaps(ResNet):
         return stem, layer1, layer2, layer3, self.layer4(layer3)
 
 
-class ResNet50(ResNetMaps):
+class ResNet50(FrozenNorms, ResNetMaps):
     """SIPE's backbone: strides 4, 4, 8, 16 and 16, as the last stride is removed and nothing is dilated (SIPE section 4.1).
 
     Pretrained, its BatchNorm statistics stay frozen and only layer3 and layer4 train.
@@ -96,10 +108,4 @@ class ResNet50(ResNetMaps):
     def __init__(self, frozen: bool = True):
         super().__init__("resnet50", frozen)
         self.layer4[0].conv2.stride = self.layer4[0].downsample[0].stride = (1, 1)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "ResNet50":
-        super().train(mode)
-        if self.frozen:
-            freeze_batchnorm(self)
-        return self
+        self.train()

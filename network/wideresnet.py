@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .resnet import freeze_batchnorm
+from .resnet import FrozenNorms
 
 WIDTH = 64  # of the first map; all others are multiples of it
-# group -> widths before, within and behind its first block, stride, dilation of both 3x3 convolutions, number of further blocks
+# group -> widths before, within and after its first block, stride, dilation of both 3x3 convolutions, number of further blocks
 GROUPS = {2: (1, 2, 2, 2, (1, 1), 2), 3: (2, 4, 4, 2, (1, 1), 2), 4: (4, 8, 8, 2, (1, 1), 5), 5: (8, 8, 16, 1, (1, 2), 2)}
 BOTTLENECKS = {6: (16, 4, 0.3), 7: (32, 4, 0.5)}  # width before, which doubles; dilation; dropout
 
@@ -23,7 +23,7 @@ def _conv(width: int, out: int, size: int = 1, stride: int = 1, dilation: int = 
 
 
 class Block(nn.Module):
-    """Two or three convolutions, each behind its BatchNorm and ReLU, beside a shortcut."""
+    """Two or three convolutions, each after its BatchNorm and ReLU, beside a shortcut."""
 
     def __init__(self, *convs: nn.Conv2d, dropout: float = 0.0):
         super().__init__()
@@ -43,7 +43,7 @@ class Block(nn.Module):
         return out + (x if self.conv_branch1 is None else self.conv_branch1(active))
 
 
-class WideResNet38(nn.Sequential):
+class WideResNet38(FrozenNorms, nn.Sequential):
     """Image (B, 3, H, W), normalised -> its last map (B, 4096, H / 8, W / 8), at least 0.
 
     frozen: as from ImageNet weights: the first convolution and every BatchNorm stay as they are. False trains everything.
@@ -65,12 +65,7 @@ class WideResNet38(nn.Sequential):
         for module in self.modules():
             if frozen and (module is self.conv1a or isinstance(module, nn.BatchNorm2d)):
                 module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "WideResNet38":
-        super().train(mode)
-        if self.frozen:
-            freeze_batchnorm(self)
-        return self
+        self.train()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return F.relu(super().forward(image), inplace=True)
@@ -106,12 +101,9 @@ class DeepLabV1(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimizer: the head's convolutions take ten times the rate, biases twice the rate and no decay."""
-        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        groups = [{"params": [], "lr_scale": scale} | ({} if scale in (1, 10) else {"weight_decay": 0.0}) for scale in (1, 2, 10, 20)]
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                key = 10 if name.startswith(("conv_fov", "cls_conv")) else 1, name.endswith("bias")
-                groups.setdefault(key, []).append(parameter)
-        return [
-            {"params": params, "lr_scale": 2 * scale, "weight_decay": 0.0} if is_bias else {"params": params, "lr_scale": scale}
-            for (scale, is_bias), params in groups.items()
-        ]
+                is_new = name.startswith(("conv_fov", "cls_conv"))
+                groups[2 * is_new + name.endswith("bias")]["params"].append(parameter)
+        return groups

@@ -154,7 +154,15 @@ class TestOtherNetworks:
         one, run = write_lines(run_dir / "one.txt", NAMES[1]), run_dir / "whole"
         run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--crf")
         assert read_json(run / "seg_pred/settings.json")["crf"]["iterations"] == 1
-        assert label_of(run / "seg_pred", NAMES[1]).shape == SIZE
+        _, probability = probability_of(run / "seg_pred", NAMES[1])
+        run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--label_dir", run / "plain")
+        plain, picture = (
+            probability_of(run / "plain", NAMES[1])[1].astype(np.float32),
+            read_picture(fixed_voc / f"JPEGImages/{NAMES[1]}.jpg"),
+        )
+        refined = [crf.refine_maps(picture, plain, **(crf.SEGMENTATION | more)) for more in ({}, {"iterations": 1})]
+        far, near = (np.abs(probability - one).mean() for one in refined)
+        assert near < far / 3 and label_of(run / "seg_pred", NAMES[1]).shape == SIZE
         run_stage("predict", fixed_voc, run, Path())
         assert label_of(run / "predictions", NAMES[1]).shape == SIZE
 
@@ -169,11 +177,12 @@ class TestOtherNetworks:
         torch.testing.assert_close(inference.multiscale_probability(model, item, context), expected, atol=1e-4, rtol=1e-3)
 
     def test_its_defaults_are_its_recipe_unless_they_are_given(self):
-        args = train_seg.parse_args(["--network", "deeplabv1_wideresnet38", "--crop_size", "256"])
+        args = train_seg.parse_args(["--network", "deeplabv1_wideresnet38", "--crop_size", "256", "--weights", "x.pth"])
         assert (args.lr, args.batch_size, args.max_epochs, args.crop_size) == (1e-3, 10, 19, 256)
         assert (args.scales, args.color_jitter, args.output_stride) == ([0.5, 1.5], 10, 8)
-        with pytest.raises(SystemExit):
-            train_seg.parse_args(["--network", "deeplabv1_wideresnet38", "--output_stride", "16"])
+        for wrong in ("--output_stride 16 --weights x", "--weights imagenet", "--weights none --checkpointing"):
+            with pytest.raises(SystemExit):
+                train_seg.parse_args(["--network", "deeplabv1_wideresnet38", *wrong.split()])
 
     @pytest.mark.parametrize("network", ["deeplabv2_resnet50", "deeplabv1_wideresnet38"])
     def test_without_weights_everything_learns(self, narrow_wideresnet, network, chain, fixed_voc, run_dir):
@@ -194,7 +203,7 @@ class TestOtherNetworks:
                 return [{"params": [*self.parameters()], "lr_scale": 1}]
 
         monkeypatch.setitem(deeplab.NETWORKS, "tiny", lambda num_classes, output_stride, frozen: Tiny(3, num_classes, output_stride, 8))
-        monkeypatch.setitem(train_seg.DEFAULTS, "tiny", train_seg.COMMON | {"lr": 0.5, "color_jitter": 3})
+        monkeypatch.setitem(train_seg.DEFAULTS, "tiny", {"lr": 0.5, "color_jitter": 3})
         assert train_seg.parse_args(["--network", "tiny"]).lr == 0.5
         run_stage("train_seg", fixed_voc, run_dir, Path(), *self.FLAGS, "--network", "tiny", "--label_dir", chain / "seg_label")
         run_stage("infer_seg", fixed_voc, run_dir, Path())

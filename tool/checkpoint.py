@@ -1,7 +1,7 @@
 """Checkpoints: ours, the authors' and a backbone's. Nothing is ever unpickled.
 
 Our format is a dict of plain values and tensors: `model` (state dict), `class_names`, `arguments`; during training also
-`optimizer`, `schedule`, `scaler`, `step`, `rng`. The authors' format is {"net": state dict}.
+`optimizer`, `schedule`, `scaler`, `step`. The authors' format is {"net": state dict}.
 """
 
 import contextlib
@@ -21,8 +21,6 @@ from network.timm_maps import TimmMaps
 
 from . import mxnet_params
 from .outputs import atomic_write
-
-ELSEWHERE = {"wideresnet38": "ilsvrc-cls_rna-a1_cls1000_ep-0001.params of MXNet, the same as .pth, or res38_cls.pth"}
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -93,9 +91,9 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """
     tensors = _read_backbone(path)
     if isinstance(backbone, TimmMaps):  # its feature networks write stages_0 for stages.0
-        plain = {_plain(name): value for name, value in tensors.items()}
         backbone = backbone.net
-        tensors = {name: plain[_plain(name)] for name in backbone.state_dict() if _plain(name) in plain}
+        names = {_plain(name): name for name in backbone.state_dict()}
+        tensors = {names.get(_plain(name), name): value for name, value in tensors.items()}
     blocks, wanted = (
         {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
         for names in (tensors, backbone.state_dict())
@@ -112,7 +110,7 @@ def _read_backbone(path: str | Path) -> Mapping[str, Any]:
             try:
                 arrays = mxnet_params.read_params(path)
             except ValueError as error:
-                raise InputError(f"{path}: is no whole .params file of MXNet ({error}); copy it again") from None
+                raise InputError(f"{path}: is cut short or not an MXNet .params file ({error}); copy it again") from None
             return {mxnet_params.wideresnet38_name(name): torch.from_numpy(array.copy()) for name, array in arrays.items()}
     content = read(path)
     tensors = content.get("state_dict", content)
@@ -120,7 +118,7 @@ def _read_backbone(path: str | Path) -> Mapping[str, Any]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("model.").replace("_", ".")
+    return str(name).removeprefix("model.").replace("_", ".")
 
 
 def load_pretrained(backbone: nn.Module, weights: str, name: str = "resnet50") -> None:
@@ -134,8 +132,6 @@ def load_pretrained(backbone: nn.Module, weights: str, name: str = "resnet50") -
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"--weights imagenet: timm cannot load its weights ({reason}); pass a file of weights, or none") from None
         return load_tensors(backbone.net, pretrained.state_dict(), f"timm's {backbone.name}")
-    if name in ELSEWHERE:
-        raise InputError(f"--weights imagenet: torchvision has no {name}; pass {ELSEWHERE[name]}, or none to train from scratch")
     try:
         tensors = fetch_torchvision(name)
     except OSError as error:

@@ -21,7 +21,6 @@ from network.resnet import fold_batchnorm
 from network.sipe import SIPE
 
 from . import cam_file, checkpoint, crf
-from .checkpoint import build_sipe
 from .context import Context
 
 MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
@@ -38,7 +37,9 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tupl
         checkpoint.check_classes(content, class_names, path)
     class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
     arguments = checkpoint.arguments(content)
-    model = deeplab.build(arguments, len(class_names)) or build_sipe(len(class_names), str(arguments.get("backbone", "resnet50")))
+    model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
+        len(class_names), str(arguments.get("backbone", "resnet50"))
+    )
     checkpoint.load_tensors(model, tensors, path)
     return model, class_names
 
@@ -70,16 +71,19 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
     Returns, for each picture, the kept class ids (k,), background first, and each kind of map ("is_cam", "cam"): (k, h, w) in [0, 1] a
     scale, on the CPU, upright.
     """
-    label = torch.stack([item.label for item in items]).to(context.device)
-    kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most classes are not worth copying
+    label = torch.stack([item.label for item in items])
+    kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most maps are not worth copying
+    kept = tuple(index.to(context.device) for index in kept)
+    label = label.to(context.device)
     keys = [kept_classes(item.label) for item in items]
     maps = {kind: [] for kind in cam_file.KINDS}
     for images in zip(*(item.images for item in items)):  # all pictures at one scale
-        image = normalize(torch.stack(images).to(context.device, non_blocking=True))
+        image = normalize(torch.stack([one.to(context.device, non_blocking=True) for one in images]))
         with context.autocast():
             out = model.localize(image, label)
         for kind, scales in maps.items():
-            scales.append(getattr(out, kind)[kept].cpu().split([len(ids) for ids in keys]))
+            scales.append(getattr(out, kind)[kept])
+    maps = {kind: [one.cpu().split([len(ids) for ids in keys]) for one in scales] for kind, scales in maps.items()}  # wait for a GPU once
     return [(ids, {kind: [parts[i] for parts in scales] for kind, scales in maps.items()}) for i, ids in enumerate(keys)]
 
 
@@ -118,7 +122,7 @@ def segment(model: nn.Module, item: Pyramid, max_side: int, use_crf: bool, conte
         keys = likely_classes(maps)
         maps = maps[keys]
         if use_crf:
-            maps = crf.refine_maps(picture, maps, **crf.SEGMENTATION, **model.crf)
+            maps = crf.refine_maps(picture, maps, **(crf.SEGMENTATION | model.crf))
     return keys, enlarge(maps, item.size)
 
 

@@ -32,11 +32,11 @@ def add_flags(
     batch_size: int,
     max_epochs: int,
     lr_help: str,
-    lr: float | None = 0.1,
+    lr: float = 0.1,
     momentum: float = 1e-4,
     wt_dec: float = 1e-4,
 ) -> None:
-    """Add the flags that all training scripts share; the numbers are their defaults. lr None: the script chooses it."""
+    """Add the flags that all training scripts share; the numbers are their defaults."""
     published = "; the published numbers have practically none" if momentum < 0.01 else ""
     add = parser.add_argument
     pictures = "training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)"
@@ -47,7 +47,7 @@ def add_flags(
     add("--batch_size", type=positive_int, default=batch_size, help=f"pictures a step, over all processes (default {batch_size})")
     add("--max_epochs", "--max_epoches", type=positive_int, default=max_epochs, help=f"passes over the pictures (default {max_epochs})")
     add("--crop_size", type=positive_int, default=512, help="side of the training crop in pixels, best a multiple of 16 (default 512)")
-    add("--lr", type=non_negative_float, default=lr, help=lr_help if lr is None else f"{lr_help} (default {lr})")
+    add("--lr", type=non_negative_float, default=lr, help=f"{lr_help} (default {lr})")
     add("--momentum", type=non_negative_float, default=momentum, help=f"SGD's momentum{published} (default {momentum})")
     add("--wt_dec", type=non_negative_float, default=wt_dec, help=f"weight decay (default {wt_dec})")
     add_switch(parser, "--compile", "compile the network with torch.compile, which takes minutes at the start and a C++ compiler")
@@ -56,12 +56,12 @@ def add_flags(
     add("--log_every", "--print_freq", type=positive_int, default=50, help=log_every)
 
 
-def add_weights(parser: argparse.ArgumentParser, what: str, network: str) -> None:
-    """Add --weights."""
+def add_weights(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add --weights; more: what the script takes besides."""
     text = (
-        f"{what}: imagenet (torchvision's V1 weights, downloaded once) or a file with the state dict of {network} in torchvision's layout"
+        "initial weights of the backbone: imagenet (torchvision's V1, downloaded once) or a file of its state dict in torchvision's layout"
     )
-    parser.add_argument("--weights", default="imagenet", help=f"{text} (default imagenet)")
+    parser.add_argument("--weights", default="imagenet", help=f"{text}{more} (default imagenet)")
 
 
 def add_scale_range(parser: argparse.ArgumentParser, low: float, high: float) -> None:
@@ -171,12 +171,14 @@ class Trainer:
         self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         self.start = self._resume()
         self.current = self.start  # steps done, this one included
-        spread = DistributedDataParallel(model) if context.world_size > 1 else model
+        # buffers are BatchNorm's: frozen, or the same in all processes by SyncBatchNorm
+        shared = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        spread = DistributedDataParallel(model, **shared) if context.world_size > 1 else model
         self.network = torch.compile(spread) if args.compile else spread
         self.logger = None  # TensorBoard's, while `batches` runs
 
     def _resume(self) -> int:
-        """Restore the last checkpoint, torch's generator included; returns the steps that are done."""
+        """Restore the last checkpoint; returns the steps that are done."""
         if not self.args.resume and self.context.is_main:  # an earlier training's checkpoints must not pass for this one's
             self.files.last.unlink(missing_ok=True)
             self.files.final.unlink(missing_ok=True)
@@ -186,9 +188,6 @@ class Trainer:
         try:
             for name, part in self.state.items():
                 part.load_state_dict(content[name])
-            torch.set_rng_state(content["rng"])
-            if self.context.is_cuda and "gpu_rng" in content:
-                torch.cuda.set_rng_state(content["gpu_rng"])
             return content["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -215,6 +214,7 @@ class Trainer:
         with logger as self.logger:
             for batch in self.bar:
                 self.current += 1
+                torch.manual_seed(hash((args.seed, self.current, context.rank)) % 2**63)  # dropout: each process, step and run its own
                 yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
                 if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
                     self._save()
@@ -247,10 +247,8 @@ class Trainer:
         if not all(weights.isfinite().all() for weights in self.model.parameters()):
             raise InputError(f"step {self.current}: the weights are not finite any more; start over (--no-resume) with a smaller --lr")
         if self.context.is_main:
-            progress = {"step": self.current, "rng": torch.get_rng_state()}
-            if self.context.is_cuda:
-                progress["gpu_rng"] = torch.cuda.get_rng_state()
-            checkpoint.save(self.files.last, self.about | progress | {name: part.state_dict() for name, part in self.state.items()})
+            state = {name: part.state_dict() for name, part in self.state.items()}
+            checkpoint.save(self.files.last, self.about | {"step": self.current} | state)
 
     def finish(self) -> None:
         """Save the final checkpoint and delete the one to resume from."""

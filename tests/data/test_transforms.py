@@ -1,10 +1,12 @@
 """Augmentation, scales and normalization: sizes, places, odds and worked values."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, normalize, resize, shrink
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, jitter, normalize, resize, shrink
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -112,3 +114,12 @@ def test_normalize_is_zero_in_the_padding_and_nowhere_else():
     assert torch.equal(normalized != 0, inside[:, None].expand(2, 3, 1, 2))
     assert normalized.is_contiguous(memory_format=torch.channels_last) and normalized.dtype == torch.float32
     assert (image == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("pixel", "shift", "expected"),
+    [((255, 0, 0), (-1, 0, 0), (255, 0, 8)), ((250, 0, 0), (0, 0, 10), (255, 0, 0)), ((128, 128, 128), (5, -9, 0), (128, 128, 128))],
+)  # hue -1 is 179; value and saturation are cut at 255 and 0
+def test_jitter_by_hand(pixel, shift, expected):
+    drawn = SimpleNamespace(integers=lambda low, high, count: np.array(shift))
+    assert jitter(np.full((2, 2, 3), pixel, np.uint8), 10, drawn)[1, 1].tolist() == list(expected)

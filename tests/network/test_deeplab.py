@@ -145,6 +145,8 @@ def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride)
         {"network": RESNETS[0], "output_stride": 4},
         {"network": RESNETS[0], "output_stride": "8"},
         {"network": RESNETS[0], "output_stride": None},
+        {"network": RESNETS[0], "output_stride": 16.0},
+        {"network": RESNETS[0], "output_stride": torch.tensor([8, 8])},
     ],
 )
 def test_arguments_of_another_training_name_no_network(arguments):

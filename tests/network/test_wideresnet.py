@@ -58,3 +58,14 @@ def test_what_trains_and_at_which_rates(narrow_wideresnet, frozen):
     assert kept == ({name for name in before if name.startswith("conv1a") or "bn" in name} if frozen else set())
     assert {norm.training for norm in model.backbone.modules() if isinstance(norm, nn.BatchNorm2d)} == {not frozen}
     assert model.bn_fov.training and model.backbone.b7.training
+
+
+def test_dropout_and_the_heads_statistics(narrow_wideresnet):
+    torch.manual_seed(0)
+    model = DeepLabV1(5).train()
+    assert (model.backbone.b6.dropout, model.backbone.b7.dropout) == (0.3, 0.5)
+    assert model.bn_fov.momentum == model.bn_fov2.momentum == 3e-4
+    assert model.conv_fov.weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.05)  # fan_out
+    feature = torch.rand(2, 256, 4, 4)
+    first, second = model.backbone.b6(feature), model.backbone.b6(feature)
+    assert not torch.equal(first, second) and torch.equal(model.eval().backbone.b6(feature), model.backbone.b6(feature))

@@ -59,8 +59,6 @@ def test_both_formats_of_weights_give_the_same_network(version, narrow_wideresne
         model = WideResNet38()
         checkpoint.load_pretrained(model, str(tmp_path / name), "wideresnet38")
         assert all(torch.equal(model.state_dict()[tensor], value.float()) for tensor, value in tensors.items()), name
-    with pytest.raises(InputError, match="ilsvrc-cls_rna-a1_cls1000_ep-0001"):
-        checkpoint.load_pretrained(model, "imagenet", "wideresnet38")
 
 
 def test_a_cut_or_foreign_file_is_one_line(narrow_wideresnet, tmp_path):
