@@ -43,6 +43,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU; with -m gpu, a GPU that computes in full float32. SIPE_TEST_DEVICE=cpu tries the GPU's tests on the CPU."""
+    name = os.environ.get("SIPE_TEST_DEVICE", request.param)
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield torch.device(name)
+
+
 @pytest.fixture(scope="session")
 def voc_subset(shared: Path) -> Path:
     return shared / "voc_subset/VOCdevkit/VOC2012"

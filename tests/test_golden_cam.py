@@ -17,10 +17,10 @@ def write_list(path, names):
     return str(path)
 
 
-def make(tmp_path, voc_subset, checkpoint, names, scales):
+def make(tmp_path, voc_subset, checkpoint, names, scales, device):
     listed = write_list(tmp_path / "list.txt", names)
     common = ["--dataset_root", str(voc_subset), "--run_dir", str(tmp_path / "run"), "--list", listed]
-    make_cam.main([*common, "--ckpt", str(checkpoint), "--device", "cpu", "--scales", *map(str, scales)])
+    make_cam.main([*common, "--ckpt", str(checkpoint), "--device", str(device), "--scales", *map(str, scales)])
     return common
 
 
@@ -35,16 +35,16 @@ def check_picture(golden, run_dir, name, scales):
     assert (maps.keys[maps.is_cam.argmax(0)] == golden[f"{name}/label"]).mean() >= 0.999
 
 
-def test_a_picture_at_small_scales(shared, voc_subset, release_checkpoint, tmp_path):
+def test_a_picture_at_small_scales(shared, voc_subset, release_checkpoint, tmp_path, device):
     golden, scales = np.load(shared / "golden/cam_train100.npz", allow_pickle=False), [0.5, 0.25, 0.75, 1.0]
-    make(tmp_path, voc_subset, release_checkpoint, ["2010_005805"], scales)
+    make(tmp_path, voc_subset, release_checkpoint, ["2010_005805"], scales, device)
     check_picture(golden, tmp_path / "run", "2010_005805", scales)
 
 
-def test_three_pictures_at_the_published_scales(shared, voc_subset, release_checkpoint, tmp_path):
+def test_three_pictures_at_the_published_scales(shared, voc_subset, release_checkpoint, tmp_path, device):
     golden, scales = np.load(shared / "golden/cam_full3.npz", allow_pickle=False), [1.0, 0.5, 1.5, 2.0]
     names = sorted({key.split("/")[0] for key in golden.files})
-    common = make(tmp_path, voc_subset, release_checkpoint, names, scales)
+    common = make(tmp_path, voc_subset, release_checkpoint, names, scales, device)
     for name in names:
         check_picture(golden, tmp_path / "run", name, scales)
     eval_cam.main(common)
@@ -52,9 +52,9 @@ def test_three_pictures_at_the_published_scales(shared, voc_subset, release_chec
 
 
 @pytest.mark.slow
-def test_miou_of_a_hundred_pictures(shared, voc_subset, release_checkpoint, tmp_path):
+def test_miou_of_a_hundred_pictures(shared, voc_subset, release_checkpoint, tmp_path, device):
     names = (shared / "golden/cam_train100_names.txt").read_text().split()
-    common = make(tmp_path, voc_subset, release_checkpoint, names, [0.5, 0.25, 0.75, 1.0])
+    common = make(tmp_path, voc_subset, release_checkpoint, names, [0.5, 0.25, 0.75, 1.0], device)
     eval_cam.main(common)
     check_report(shared / "golden/cam_train100.json", tmp_path / "run/eval_cam.json")
     golden = json.loads((shared / "golden/cam_train100_crf.json").read_text())
@@ -63,7 +63,7 @@ def test_miou_of_a_hundred_pictures(shared, voc_subset, release_checkpoint, tmp_
     for threshold, miou in sweep.items():
         assert ours[threshold] == pytest.approx(miou, abs=0.05)
 
-    make_seg_labels.main([*common, "--refine", "crf", "--device", "cpu"])
+    make_seg_labels.main([*common, "--refine", "crf", "--device", str(device)])
     eval_seg.main(common)
     refined = json.loads((tmp_path / "run/eval_seg_label.json").read_text())
     assert refined["miou"] == pytest.approx(golden["crf_uncertain_is_background"]["miou_over_classes_in_ground_truth"], abs=0.3)

@@ -31,20 +31,26 @@ def reference_heads(shared):
 
 
 @pytest.fixture(scope="module")
-def reference_step(shared, golden, reference_heads):
+def reference_step(shared, golden, reference_heads, device):
     """What the network finds on the reference crop, its losses and its gradients."""
-    model = IRN().train()
+    model = IRN().train().to(device)
     backbone = checkpoint.read(shared / "weights/resnet50_imagenet_fp16.pth")
     checkpoint.load_tensors(
         model, reference_heads | {f"resnet50.{name}": value for name, value in backbone.items()}, "the reference weights"
     )
-    logits, displacement = model(normalize(torch.from_numpy(golden["image"]).permute(2, 0, 1)[None]))
-    label = torch.from_numpy(golden["label_quarter"].astype(np.int64))[None]
+    logits, displacement = model(normalize(torch.from_numpy(golden["image"]).permute(2, 0, 1)[None].to(device)))
+    label = torch.from_numpy(golden["label_quarter"].astype(np.int64))[None].to(device)
     sums = sum_over_pairs(logits, displacement, label, search_paths(10))
     losses = inter_pixel_losses(sums)
     (sum(losses.values()) / 2).backward()
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    return {"edge_logit": logits, "displacement": displacement, "count": sums.count, "losses": losses, "norms": norms}
+    return {
+        "edge_logit": logits.detach().cpu(),
+        "displacement": displacement.detach().cpu(),
+        "count": sums.count,
+        "losses": losses,
+        "norms": norms,
+    }
 
 
 def test_the_outputs_agree_with_the_authors_program(reference_step, golden):

@@ -31,9 +31,9 @@ def broadcast_seeds(cam, features, valid, background_scale=0.5):
 
 
 @pytest.mark.parametrize("dataset", ["voc", "coco"])
-def test_agrees_with_the_authors_program(shared, dataset):
+def test_agrees_with_the_authors_program(shared, dataset, device):
     golden = np.load(shared / f"golden/ipe_{dataset}.npz", allow_pickle=False)
-    golden = {name: torch.from_numpy(golden[name]) for name in golden.files}
+    golden = {name: torch.from_numpy(golden[name]).to(device) for name in golden.files}
     seeds = locate_seeds(golden["cam"], golden["seed_feature"], golden["valid"])
     prototypes = pool_prototypes(seeds, golden["feature"])
     assert torch.equal(seeds, golden["seeds"].float())

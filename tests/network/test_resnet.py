@@ -74,3 +74,14 @@ def test_a_network_computes_what_torchvisions_does_also_when_it_is_folded(name):
 
 def test_from_scratch_every_layer_has_a_graph():
     assert all(layer.requires_grad for layer in ResNet50(frozen=False)(torch.zeros(2, 3, 32, 32)))
+
+
+def test_folded_weights_fit_float16(shared):
+    """ImageNet's, as --amp fp16 casts them: the largest float16 is 65,504."""
+    weights = torch.load(shared / "weights/resnet50_imagenet_fp16.pth", weights_only=True)
+    norms = [name.removesuffix("running_var") for name in weights if name.endswith("running_var")]
+    assert len(norms) == 53
+    for norm in norms:
+        scale = weights[f"{norm}weight"].float() * (weights[f"{norm}running_var"].float() + 1e-5).rsqrt()
+        conv = norm.replace("bn", "conv").replace("downsample.1", "downsample.0")
+        assert (weights[f"{conv}weight"].float().abs().amax((1, 2, 3)) * scale.abs()).max() < 655, norm

@@ -9,7 +9,7 @@ from data.transforms import normalize
 from network import sipe
 from network.losses import classification_loss, consistency_loss
 from network.prototypes import unit_cells
-from network.sipe import SIPE, general_cam, side_features
+from network.sipe import SIPE, Localization, general_cam, side_features
 from tool import trainer
 from tool.inference import load_network
 
@@ -29,22 +29,22 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def reference_run(shared, release_checkpoint):
+def reference_run(shared, release_checkpoint, device):
     """Four training steps on the reference batch, beside what the authors' program recorded."""
     golden = np.load(shared / "golden/train_step.npz", allow_pickle=False)
     golden = {name: golden[name] for name in golden.files}
-    model = load_network(release_checkpoint)[0].train()
-    inside, label = torch.from_numpy(golden["inside"]) > 0, torch.from_numpy(golden["label"])
-    image = normalize(torch.from_numpy(golden["image_u8"]).permute(0, 3, 1, 2), inside)
+    model = load_network(release_checkpoint)[0].train().to(device)
+    inside, label, image = (torch.from_numpy(golden[name]).to(device) for name in ("inside", "label", "image_u8"))
+    image = normalize(image.permute(0, 3, 1, 2), inside > 0)
     optimizer, schedule = trainer.make_optimizer(model.parameter_groups(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4)
     ours = {"cls": [], "gsc": [], "grad_norm": [], "lr": []}
     for step in range(4):
-        found = model(image, label, inside)
+        found = model(image, label, inside > 0)
         losses = {"cls": classification_loss(found.score, label), "gsc": consistency_loss(found.cam, found.is_cam)}
         for name, loss in losses.items():
             ours[name].append(loss.item())
         if step == 0:
-            ours["first"] = found
+            ours["first"] = Localization(*(one.detach().cpu() for one in found))
         if step < 3:
             optimizer.zero_grad()
             sum(losses.values()).backward()
@@ -132,7 +132,7 @@ def test_from_scratch_everything_trains_and_statistics_are_learned():
 def test_bf16_autocast_trains(model):
     image, label, inside = tiny_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(image, label, inside)
+        found = model(image, label, inside > 0)
         loss = classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)
         logits, _, features = model.forward_features(image)
     loss.backward()

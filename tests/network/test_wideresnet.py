@@ -20,7 +20,7 @@ def by_rule(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def test_reference_numbers(shared):
+def test_reference_numbers(shared, device):
     golden = np.load(shared / "golden/wideresnet38.npz", allow_pickle=False)
     with torch.device("meta"):
         model = DeepLabV1(21).eval()
@@ -30,15 +30,16 @@ def test_reference_numbers(shared):
     assert sum(parameter.numel() for parameter in model.backbone.parameters()) == 105_070_912
     filled = {name: by_rule(name.removeprefix("backbone."), shape) for name, shape in shapes.items()}
     model.load_state_dict(filled, assign=True, strict=False)
+    model.to(device)
     found = {}
     for name, block in (("conv4", "b5"), ("conv5", "b6")):
         layer = getattr(model.backbone, block).conv_branch2a
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: found.update({f"{name}_mean": inputs[0].mean(1)}))
     model.backbone.register_forward_hook(lambda *call: found.update(conv6_mean=call[2].mean(1), conv6_slice=call[2][:, :32]))
     with torch.no_grad():
-        found["logits"] = model(torch.from_numpy(golden["image"]))
+        found["logits"] = model(torch.from_numpy(golden["image"]).to(device))
     for name in ("conv4_mean", "conv5_mean", "conv6_mean", "conv6_slice", "logits"):
-        assert np.abs(found[name].numpy() - golden[name]).max() <= 1e-4 * np.abs(golden[name]).max(), name
+        assert np.abs(found[name].cpu().numpy() - golden[name]).max() <= 1e-4 * np.abs(golden[name]).max(), name
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -55,6 +55,7 @@ def test_a_mirrored_picture_has_mirrored_probabilities(model, width):
 
 def test_probabilities_by_hand():
     model = nn.Identity()
+    model.align_corners = model.mean_of_logits = False
     first, second = (torch.tensor(odds).log().view(1, 3, 1, 1) for odds in ([1.0, 3.0, 4.0], [2.0, 1.0, 1.0]))
     found = probability(model, [first.expand(1, 3, 2, 4), second], (3, 5))
     expected = torch.tensor([(1 / 8 + 2 / 4) / 2, (3 / 8 + 1 / 4) / 2, (4 / 8 + 1 / 4) / 2])

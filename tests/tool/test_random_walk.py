@@ -8,8 +8,6 @@ import torch
 
 from tool.random_walk import random_walk, search_paths
 
-DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
-
 
 def draw(height: int, width: int, count: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Random maps (count, h, w) and edges (h, w), float64."""
@@ -67,7 +65,6 @@ def test_walk_is_the_power_of_the_dense_matrix(size, radius, beta, exp_times):
     torch.testing.assert_close(found, dense_walk(cam, edge, radius, beta, exp_times), rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["small", "medium"])
 def test_walk_agrees_with_the_authors_program(shared, name, device):
     golden = np.load(shared / f"golden/random_walk_{name}.npz", allow_pickle=False)
@@ -87,7 +84,6 @@ def test_a_wall_is_never_crossed(wall):
     assert not found[side >= 0].any()
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_padding_with_edge_and_without_map_changes_nothing(device):
     cam, edge = draw(5, 6)
     padded_cam, padded_edge = torch.zeros(2, 3, 9, 10, dtype=torch.float64), torch.ones(2, 9, 10, dtype=torch.float64)
