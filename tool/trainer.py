@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -171,9 +172,11 @@ class Trainer:
         self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         self.start = self._resume()
         self.current = self.start  # steps done, this one included
-        # buffers are BatchNorm's: frozen, or the same in all processes by SyncBatchNorm
-        shared = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        spread = DistributedDataParallel(model, **shared) if context.world_size > 1 else model
+        spread = model
+        if context.world_size > 1:  # buffers are BatchNorm's: frozen, or the same in all processes by SyncBatchNorm
+            is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            keep_buffers = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+            spread = DistributedDataParallel(model, gradient_as_bucket_view=True, **keep_buffers)
         self.network = torch.compile(spread) if args.compile else spread
         self.logger = None  # TensorBoard's, while `batches` runs
 
