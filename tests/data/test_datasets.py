@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from data import datasets
 from data.datasets import LabelledCrops, Pyramid, Pyramids, ResumableBatches, TrainingCrops, by_size, inference_loader, training_loader
@@ -176,3 +177,11 @@ def test_few_pictures_wait_and_none_is_lost():
         seen += [item.index for item in batch]
         waiting.append(100 - items.__length_hint__() - len(seen))
     assert sorted(seen) == list(range(100)) and max(waiting) == 11
+
+
+def test_pinning_reaches_the_images_inside_an_item(tiny_voc, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: (pinned.append(tuple(tensor.shape)), tensor)[1])
+    item = Pyramids(open_dataset("voc", tiny_voc).entries("train"), None, [1.0, 0.5])[0]
+    assert type(pin_memory(item)) is Pyramid
+    assert sorted(pinned) == [(0,), (3, 24, 32), (3, 48, 64)]

@@ -135,3 +135,16 @@ def test_autocast_changes_nothing():
         is_cam = activate(prototypes, features)
     assert torch.equal(seeds, locate_seeds(cam, features, valid))
     assert is_cam.dtype == torch.float32 and torch.equal(is_cam, activate(pool_prototypes(seeds, features), features))
+
+
+def test_tf32_is_off_whatever_the_callers_flags_are(monkeypatch):
+    seen, real, matmul = [], prototypes._inverse_norms, torch.backends.cuda.matmul
+    flag, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(matmul, flag)
+    monkeypatch.setattr(prototypes, "_inverse_norms", lambda features: (seen.append(getattr(matmul, flag)), real(features))[1])
+    setattr(matmul, flag, on)
+    try:
+        locate_seeds(*random_case())
+        assert seen and on not in seen and getattr(matmul, flag) == on
+    finally:
+        setattr(matmul, flag, before)

@@ -128,6 +128,7 @@ def test_processes_share_out_a_list_and_the_first_prints(world_size, capsys):
 def test_run_context_makes_the_folder_and_sets_the_precision(tmp_path, monkeypatch, flags, dtype):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     with context.run_context(argparse.Namespace(run_dir=tmp_path / "run", **flags)) as found:
         assert (found.device, found.rank, found.world_size) == (torch.device("cpu"), 0, 1)
         assert found.is_main and not found.is_cuda and list((tmp_path / "run").iterdir()) == []
@@ -188,3 +189,20 @@ def test_other_errors_are_raised(error):
     assert cli_main(lambda: None) == 0
     with pytest.raises(type(error)):
         cli_main(raising(error))
+
+
+@pytest.mark.parametrize(
+    ("amp", "supported", "ends"), [("bf16", False, True), ("bf16", True, False), ("fp16", False, True), ("off", False, False)]
+)
+def test_a_precision_without_instructions_for_it_is_refused_on_a_cpu(amp, supported, ends, monkeypatch, tmp_path):
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: supported)
+    context.check_precision(amp, torch.device("cuda"))
+    args = argparse.Namespace(device="cpu", amp=amp, run_dir=tmp_path / "run")
+    if ends:
+        with pytest.raises(InputError, match=f"^--amp {amp}: "), context.run_context(args):
+            pass
+        assert not args.run_dir.exists()
+    else:
+        with context.run_context(args) as place:
+            assert place.amp == context.AMP[amp]
