@@ -1,11 +1,13 @@
-"""Compare the project's code with plain versions of the same formulas: time and peak memory, side by side in one run.
+"""Compare the project's code with plain versions of the same formulas, and measure training and inference: time and peak memory.
 
-    python -m benchmarks.speed [--section NAME ...] [--size small|published] [--device auto|cpu|cuda] [--json FILE]
+    python -m benchmarks.speed [--section NAME ...] [--size small|published] [--minutes M] [--device auto|cpu|cuda] [--json FILE]
 
-All versions run once in float32, and their results must agree. Then they take turns, and the median of their times counts. The ratio is
-a version's time divided by the project's. MB is what a call adds, at its peak, to the memory held before it: torch's own on a GPU, else the
-process's, without its workers, on Linux. A section that fails is reported, and the next one runs. Pictures are drawn, and networks have
-random weights, so no data is needed. "published" takes the sizes of VOC and COCO: minutes and 9 GB.
+Versions of the same work run once in float32, and their results must agree. Then they take turns, and the median of their times counts. The
+ratio is a version's time for a picture divided by the first version's. MB is what a call adds, at its peak, to the memory held before it:
+torch's own on a GPU, else the process's, without its workers, on Linux. TFLOP/s count a training step's convolutions and matrix products;
+"of peak" divides them by those of one large bf16 matrix product in the same run. What fails is reported, and the rest runs. Pictures are
+drawn, and networks have random weights, so no data is needed. "published" takes the sizes of VOC and COCO: many minutes on a CPU, and 9 GB.
+--minutes only limits the repeats: each version runs at least once, and torch.compile may take minutes before that.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,20 +32,23 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.models.resnet import Bottleneck
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck, resnet50
 
 import eval_cam
 import make_cam
+import train_irn
 import train_resnet50_SIPE
+import train_seg
 from data.datasets import Pyramids, ResumableBatches, TrainingCrops, inference_loader, kept_classes, training_loader
 from data.demo import draw_dataset
 from data.registry import Dataset, Entries, open_dataset
 from data.transforms import normalize
-from network import losses, prototypes, resnet
+from errors import InputError
+from network import deeplab, irn, losses, prototypes, resnet
 from network.sipe import SIPE, Localization, add_mirror, general_cam, label_mask
 from tool import cam_file, inference, metrics, outputs
-from tool.context import AMP, Context, add_device, add_workers, choose_device, cli_main, command_parser, positive_int
+from tool.context import AMP, Context, add_device, add_workers, check_precision, choose_device, cli_main, command_parser, positive_int
 from tool.random_walk import random_walk, search_paths
 from tool.trainer import RunFiles, Trainer
 
@@ -51,21 +57,21 @@ COUNTS = ("intersection", "truth", "prediction")  # pixels of each class
 RADIUS, BETA, EXP_TIMES = 5, 10, 8  # random_walk's defaults
 SIZES = {
     "small": Namespace(
-        maps=(2, 5, 6, (16, 12)), batch=2, crop=48, side=32, cams=2, scales=(1.0, 2.0), loaded=16,
-        evaluated=8, evaluated_size=(30, 40), walk=(16, 12), walk_cuda=(16, 12),
+        maps=(2, 5, 6, (16, 12)), batch=2, crop=48, side=32, cams=2, scales=(1.0, 2.0), loaded=16, evaluated=8, evaluated_size=(30, 40),
+        walk=(16, 12), walk_cuda=(16, 12), throughput=2, cam_batches=(1, 2), network="deeplabv2_resnet50",
     ),
     "published": Namespace(
         maps=(16, 81, 32, (2048, 768)),  # COCO: pictures, classes, cells a side, channels of layer4 and of the hierarchical feature
         batch=4, crop=512, side=432,  # of a training step; a drawn picture has as many pixels as VOC's usual 375x500
         cams=8, scales=(1.0, 0.5, 1.5, 2.0), loaded=128, evaluated=490, evaluated_size=(375, 500),  # numbers of pictures
         walk=(47, 63), walk_cuda=(94, 125),  # cells; the latter of a picture of 375x500, whose dense matrix takes a CPU minutes
+        throughput=16, cam_batches=(1, 2, 4, 8, 16), network="deeplabv2_resnet101",  # numbers of crops and of pictures a call
     ),
 }  # fmt: skip
 
 Results = Callable[[], dict[str, Any]]  # what a call found; read outside of its time
 Work = Callable[[Context], Results]
-Versions = dict[str, Work]  # of one piece of work, the project's first
-Section = tuple[Versions, int, dict[str, float]]  # and pictures a call, and how far each result may lie from the project's, where compared
+Section = tuple[dict[str, Work], int | dict[str, int], dict[str, float]]  # versions, pictures a call (of all or each), tolerances
 
 
 def plain_features(model: SIPE, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +92,7 @@ class Broadcast(SIPE):
     def forward(self, image: Tensor, label: Tensor, inside: Tensor) -> Localization:
         logits, layer4, features = self.forward_features(image)
         with torch.autocast(logits.device.type, enabled=False):
-            background = inside[:, None].float()
-            valid = torch.cat([background, background * label[:, :, None, None]], 1)
-            valid = F.interpolate(valid, logits.shape[2:], mode="nearest")
+            valid = F.interpolate(label_mask(label) * inside[:, None].float(), logits.shape[2:], mode="nearest")
             cam = general_cam(logits) * valid
             with torch.no_grad():
                 cells, maps = layer4.float().flatten(2), cam.flatten(2)[:, :, None]
@@ -141,40 +145,103 @@ def bare_resnet50(num_classes: int) -> nn.Module:
     return network
 
 
-def bare_step(run: Trainer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], None]:
+def bare_step(run: Trainer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     with run.context.autocast():
         loss = losses.classification_loss(run.network(normalize(batch["image"], batch["inside"])), batch["label"])
-    run.scaler.scale(loss).backward()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return {}, None
+    return {}, run.step(loss)
+
+
+@dataclass
+class Step:
+    """A training step of a network from uint8 crops on, always of the same batch; at the context's precision, if it has none of its own."""
+
+    run: Trainer
+    batch: dict[str, Tensor]
+    step: Callable  # a training script's
+    own: Context | None = None
+    tf32: bool = True  # False: not even where the context allows it
+
+    def __call__(self, context: Context) -> Results:
+        self.run.context = self.own or context
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.tf32 and torch.backends.cudnn.allow_tf32):
+            losses, out = self.step(self.run, self.batch)
+        self.run.optimizer.zero_grad(set_to_none=True)  # gradients then count as memory of every step
+        return lambda: losses | ({"seeds": out.seeds, "IS-CAM": out.is_cam} if isinstance(out, Localization) else {})
+
+    def operations(self, context: Context) -> int:
+        """Floating-point operations for one picture: of the network as it is, as the counter does not see compiled code."""
+        one = replace(self, batch={name: value[:1] for name, value in self.batch.items()})
+        with mock.patch.object(self.run, "network", self.run.model), FlopCounterMode(display=False) as counter:
+            one(context)
+        return counter.get_total_flops()
+
+
+def prepare_step(args: Namespace, batch: dict, model: nn.Module, step: Callable = train_resnet50_SIPE.train_step, **precision: Any) -> Step:
+    """The step of a training script with this network; precision: `own` and `tf32` of Step."""
+    flags = train_resnet50_SIPE.parse_args(["--run_dir", str(args.folder), "--lr", "1e-6"])  # nothing is to be learned
+    model.to(args.context.device, memory_format=torch.channels_last).train()
+    resnet.freeze_batchnorm(model)
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1}]
+    context = precision.get("own", args.context)
+    return Step(Trainer(flags, context, RunFiles.of(args.folder, ""), {}, (), 1000, model, groups), batch, step, **precision)
+
+
+def draw_batch(device: torch.device | str, batch: int, crop: int) -> dict[str, Tensor]:
+    """A batch of SIPE's training."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_labels(batch, NUM_CLASSES, 2, crop, crop // 8, generator)
+    drawn["image"] = torch.randint(256, (batch, 3, crop, crop), generator=generator, dtype=torch.uint8)
+    return {name: value.to(device) for name, value in drawn.items()}
 
 
 def step_section(args: Namespace) -> Section:
-    """A step of SIPE from uint8 crops on, against torchvision's bare ResNet-50 and against broadcasting; always the same batch."""
-    batch, crop, generator = args.sizes.batch, args.sizes.crop, torch.Generator().manual_seed(0)
-    drawn = draw_labels(batch, NUM_CLASSES, 2, crop, crop // 8, generator)
-    drawn["image"] = torch.randint(256, (batch, 3, crop, crop), generator=generator, dtype=torch.uint8)
-    drawn = {name: value.to(args.context.device) for name, value in drawn.items()}
-
-    def prepare(build: Callable[[int], nn.Module], step: Callable = train_resnet50_SIPE.train_step) -> Work:
-        flags = train_resnet50_SIPE.parse_args(["--run_dir", str(args.folder), "--lr", "1e-6"])  # nothing is to be learned
+    """A step of SIPE, against torchvision's bare ResNet-50 and against broadcasting."""
+    batch, versions = draw_batch(args.context.device, args.sizes.batch, args.sizes.crop), {}
+    for name, build, *step in ("SIPE", SIPE), ("bare ResNet-50", bare_resnet50, bare_step), ("broadcasting", Broadcast):
         torch.manual_seed(0)
-        model = build(NUM_CLASSES).to(args.context.device, memory_format=torch.channels_last).train()
-        resnet.freeze_batchnorm(model)
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1}]
-        run = Trainer(flags, args.context, RunFiles.of(args.folder, ""), {}, (), 1000, model, groups)
+        versions[name] = prepare_step(args, batch, build(NUM_CLASSES), *step)
+    return versions, args.sizes.batch, {"seeds": 0, "cls": 1e-5, "gsc": 1e-5, "IS-CAM": 1e-5, "grad_norm": 0.1}
 
-        def work(context: Context) -> Results:
-            run.context = context
-            losses, out = step(run, drawn)
-            run.optimizer.zero_grad(set_to_none=True)  # gradients then count as memory of every step
-            return lambda: losses | ({"seeds": out.seeds, "IS-CAM": out.is_cam} if out else {})
 
-        return work
+def largest_batch(run: Callable[[int], Any], batch: int) -> int:
+    """Double a batch that fits until memory runs out, at most to 256."""
+    with contextlib.suppress(RuntimeError):  # torch's OutOfMemoryError is one; short of memory, cuDNN raises others
+        while batch < 256:
+            run(2 * batch)
+            batch *= 2
+    return batch
 
-    versions = {"SIPE": prepare(SIPE), "bare ResNet-50": prepare(bare_resnet50, bare_step), "broadcasting": prepare(Broadcast)}
-    return versions, batch, {"seeds": 0, "cls": 1e-5, "gsc": 1e-5, "IS-CAM": 1e-5, "grad_norm": 0.1}
+
+def throughput_section(args: Namespace) -> Section:
+    """A step of SIPE at each precision, compiled, and on a GPU at the largest batch that fits; and of torchvision's bare ResNet-50."""
+    context, draw = args.context, partial(draw_batch, args.context.device, crop=args.sizes.crop)
+    full, half = (replace(context, amp=amp) for amp in (None, torch.bfloat16))
+    prepare = partial(prepare_step, args, draw(args.sizes.throughput))
+    versions = {"SIPE float32": prepare(SIPE(NUM_CLASSES), own=full, tf32=False)}
+    if context.is_cuda:
+        versions["SIPE TF32"] = prepare(SIPE(NUM_CLASSES), own=full)
+    if args.peak["peak_precision"] == "bfloat16":
+        versions |= {name: prepare(SIPE(NUM_CLASSES), own=half) for name in ("SIPE bf16", "SIPE bf16 compiled")}
+        run = versions["SIPE bf16 compiled"].run
+        backend = "inductor" if context.is_cuda or args.size == "published" else "eager"  # on a CPU, inductor needs a C++ compiler
+        run.network = torch.compile(run.model, backend=backend)
+        versions["ResNet-50 bf16"] = prepare(bare_resnet50(NUM_CLASSES), bare_step, own=half)
+        if context.is_cuda:
+            step = prepare(SIPE(NUM_CLASSES), own=half)
+            step.batch = draw(largest_batch(lambda size: replace(step, batch=draw(size))(context), args.sizes.throughput))
+            versions[f"SIPE bf16, {len(step.batch['image'])}"] = step
+    return versions, {name: len(step.batch["image"]) for name, step in versions.items()}, {}
+
+
+def dense_section(args: Namespace, network: str = "") -> Section:
+    """A step of IRN or of the segmentation network at stride 8, with random labels of pixels; crops hold all of IRN's pairs of cells."""
+    network, device = network or args.sizes.network, args.context.device
+    batch = draw_batch(device, args.sizes.batch, max(args.sizes.crop, 2 * irn.STRIDE * train_irn.RADIUS))
+    batch["label"] = torch.randint(NUM_CLASSES, batch["inside"].shape, dtype=torch.uint8, device=device)
+    model = irn.IRN() if network == "IRN" else deeplab.NETWORKS[network](NUM_CLASSES, 8, True)
+    segmentation_step = partial(train_seg.train_step, weight=torch.ones(NUM_CLASSES, device=device))
+    step = train_irn.train_step if network == "IRN" else segmentation_step
+    return {network: prepare_step(args, batch, model, step)}, args.sizes.batch, {}
 
 
 def open_pictures(args: Namespace, count: int) -> tuple[Dataset, Entries, np.ndarray]:
@@ -227,6 +294,21 @@ def cam_section(args: Namespace) -> Section:
     return {"make_cam": whole, "one by one": one_by_one}, len(entries), tolerances
 
 
+def batch_section(args: Namespace) -> Section:
+    """Maps of whole pictures, so many of one size at a time."""
+    counts = {f"{count} a call": count for count in args.sizes.cam_batches}
+    drawn = [draw_batch("cpu", max(counts.values()), round(scale * args.sizes.side)) for scale in args.sizes.scales]
+    items = [Namespace(images=images, label=label) for label, *images in zip(drawn[0]["label"], *(one["image"] for one in drawn))]
+    torch.manual_seed(0)
+    model = inference.to_device(SIPE(NUM_CLASSES), args.context)
+
+    def work(context: Context, count: int) -> Results:
+        _, maps = inference.multiscale_cams(model, items[:count], context)[0]
+        return lambda: {"CAM": torch.cat([one.flatten() for one in maps["cam"]])}  # of the first picture, which all calls share
+
+    return {name: partial(work, count=count) for name, count in counts.items()}, counts, {"CAM": 1e-4}
+
+
 def evaluation_section(args: Namespace) -> Section:
     """eval_cam.py's counts, picture by picture, against all maps in memory, at full size in float32, and a loop over classes."""
     count, size, folder, rng = args.sizes.evaluated, args.sizes.evaluated_size, args.folder, np.random.default_rng(0)
@@ -248,16 +330,12 @@ def evaluation_section(args: Namespace) -> Section:
         return lambda: dict(zip(COUNTS, (matrix.diagonal().copy(), matrix.sum(1), matrix.sum(0))))
 
     def all_at_once(context: Context) -> Results:
-        maps, masks, counts = [], [], np.zeros((len(COUNTS), NUM_CLASSES), np.int64)
-        for i, entry in enumerate(entries):
-            with np.load(folder / f"full-{i}.npz", allow_pickle=False) as arrays:
-                maps.append((arrays["keys"], arrays["maps"]))
-            masks.append(np.asarray(Image.open(entry.mask)))
-        for (keys, scores), mask in zip(maps, masks):
-            label, counted = keys[scores.argmax(0)], mask != 255
+        arrays, counts = (np.load(folder / f"full-{i}.npz", allow_pickle=False) for i in range(count)), np.zeros((3, NUM_CLASSES), int)
+        everything = [(one["keys"], one["maps"], np.asarray(Image.open(entry.mask))) for one, entry in zip(arrays, entries)]
+        for keys, maps, mask in everything:
+            label = np.where(mask == 255, 255, keys[maps.argmax(0)])
             for k in range(NUM_CLASSES):
-                parts = (label == k) & (mask == k) & counted, (mask == k) & counted, (label == k) & counted
-                counts[:, k] += [part.sum() for part in parts]
+                counts[:, k] += [part.sum() for part in ((label == k) & (mask == k), mask == k, label == k)]
         return lambda: dict(zip(COUNTS, counts))
 
     return {"eval_cam": streaming, "all at once": all_at_once}, count, dict.fromkeys(COUNTS, 0)
@@ -317,7 +395,8 @@ def walk_section(args: Namespace) -> Section:
 
 
 SECTIONS = {"prototypes": map_section, "training_step": step_section, "cams": cam_section, "evaluation": evaluation_section}
-SECTIONS |= {"input": input_section, "random_walk": walk_section}
+SECTIONS |= {"input": input_section, "random_walk": walk_section, "throughput": throughput_section, "cam_batches": batch_section}
+SECTIONS |= {"irn": partial(dense_section, network="IRN"), "deeplab": dense_section}
 
 
 def memory(context: Context, peak: bool = False) -> float:
@@ -326,13 +405,12 @@ def memory(context: Context, peak: bool = False) -> float:
         if not peak:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         if not peak:
             ctypes.CDLL(None).malloc_trim(0)  # freed memory that a call could take would hide what it takes
             Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    except (OSError, AttributeError):
-        return 0
+    return 0
 
 
 def call(work: Work, context: Context, with_memory: bool = False) -> tuple[Results, float, float]:
@@ -348,7 +426,7 @@ def call(work: Work, context: Context, with_memory: bool = False) -> tuple[Resul
     return results, seconds, memory(context, peak=True) - before
 
 
-def largest_differences(versions: Versions, names: Iterable[str], device: torch.device) -> dict[str, float]:
+def largest_differences(versions: dict[str, Work], names: Iterable[str], device: torch.device) -> dict[str, float]:
     """How far the results of all versions lie from the project's, in float32; CAM files are written without rounding for it."""
     found, exact = [], partial(cam_file.save, dtype=np.float32)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), mock.patch.object(cam_file, "save", exact):
@@ -358,28 +436,47 @@ def largest_differences(versions: Versions, names: Iterable[str], device: torch.
     return {name: max((found[0][name] - one[name]).abs().max().item() for one in found[1:] if name in one) for name in found[0]}
 
 
+def measure_peak(context: Context) -> dict[str, Any]:
+    """TFLOP/s of one large matrix product, the best of five, in bf16 if the processor has it."""
+    side, precision = 8192 if context.is_cuda else 2048, torch.float32
+    with contextlib.suppress(InputError):
+        check_precision("bf16", context.device)
+        precision = torch.bfloat16
+    matrix = torch.randn(side, side, device=context.device).to(precision)
+    seconds = min(call(lambda context: matrix @ matrix, context)[1] for _ in range(5))
+    return {"peak_tflops": 2 * side**3 / seconds / 1e12, "peak_precision": str(precision).removeprefix("torch.")}
+
+
 def measure(build: Callable[[Namespace], Section], args: Namespace) -> dict[str, Any]:
-    """The rows of a section, the differences of its results, and which of them are too large."""
+    """The rows of a section, the differences of its results, and which of them are too large or which versions failed."""
     start, context = time.perf_counter(), args.context
     versions, pictures, tolerances = build(args)
-    differences = largest_differences(versions, tolerances, context.device)
-    if context.is_cuda or context.amp:  # that was at another precision: choose the kernels of this one
-        for work in versions.values():
-            call(work, context)
-    runs = {name: [] for name in versions}
+    pictures = pictures if isinstance(pictures, dict) else dict.fromkeys(versions, pictures)
+    differences = largest_differences(versions, tolerances, context.device) if tolerances else {}
+    problems = [f"{name} differs by {value:.1e}" for name, value in differences.items() if not value <= tolerances[name]]
+    runs, operations = {}, {}
+    for name, work in versions.items():
+        try:
+            if isinstance(work, Step):
+                operations[name] = pictures[name] * work.operations(context)
+            if context.is_cuda or context.amp or not tolerances:  # not called at this precision yet: choose the kernels
+                call(work, context)
+            runs[name] = []
+        except Exception as error:  # the other versions may well work
+            problems.append(f"{name}: {error!r:.200}")
     for repeat in range(args.repeats):
         if repeat and time.perf_counter() - start > args.time_box:
             break
-        for name, work in versions.items():
-            runs[name].append(call(work, context, with_memory=repeat == 0)[1:])
-    medians = {name: float(np.median([seconds for seconds, _ in of])) for name, of in runs.items()}
-    rows = [
-        {"version": name, "seconds": median, "ratio": median / next(iter(medians.values())), "megabytes": runs[name][0][1]}
-        | {"pictures_per_second": pictures / median, "runs": len(runs[name])}
-        for name, median in medians.items()
-    ]
-    wrong = [f"{name} differs by {value:.1e}" for name, value in differences.items() if not value <= tolerances[name]]
-    return {"rows": rows, "differences": differences, "error": ", ".join(wrong) or None}
+        for name in runs:
+            runs[name].append(call(versions[name], context, with_memory=repeat == 0)[1:])
+    rows = []
+    for name, results in runs.items():
+        seconds = float(np.median([seconds for seconds, _ in results]))
+        rate, tflops = pictures[name] / seconds, operations.get(name, 0) / seconds / 1e12
+        row = {"version": name, "seconds": seconds, "ratio": rows[0]["pictures_per_second"] / rate if rows else 1.0}
+        row |= {"megabytes": results[0][1], "pictures": pictures[name], "pictures_per_second": rate, "runs": len(results)}
+        rows.append(row | ({"tflops": tflops, "share_of_peak": tflops / args.peak["peak_tflops"]} if tflops else {}))
+    return {"rows": rows, "differences": differences, "error": ", ".join(problems) or None}
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -389,29 +486,34 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--size", choices=SIZES, default="small", help="small: seconds, to see that all works; published: to measure (default small)")
     add("--repeats", type=positive_int, default=3, help="timed calls of each version, of which the median counts (default 3)")
     add("--time_box", type=positive_int, default=3600, help="seconds after which a section stops repeating (default 3600)")
+    add("--minutes", type=positive_int, help="how long the run may take, about: each section gets an equal time box (default: no limit)")
     add("--json", type=Path, help="file for the numbers, rewritten after each section (default: none)")
     add("--dataset_root", type=Path, help="folder of VOC 2012 for cams and input (default: drawn pictures)")
     add_device(parser)
     add_workers(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.time_box = min(args.time_box, 60 * args.minutes / len(args.section)) if args.minutes else args.time_box
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     context = args.context = Context(choose_device(args.device), amp=AMP[args.amp])
     machine = torch.cuda.get_device_name(context.device) if context.is_cuda else f"CPU, {torch.get_num_threads()} threads"
-    content = {"machine": machine, "torch": torch.__version__, "size": args.size, "amp": args.amp, "sections": {}}
-    print(f"{machine}; sizes: {args.size}; amp {args.amp}")
-    print(f"{'section':<15}{'version':<20}{'seconds':>10}{'ratio':>9}{'MB':>9}{'pictures/s':>12}")
+    peak = args.peak = measure_peak(context)
+    content = {"machine": machine, "torch": torch.__version__, "size": args.size, "amp": args.amp} | peak | {"sections": {}}
+    print(f"{machine}; sizes: {args.size}; amp {args.amp}; peak {peak['peak_tflops']:.3g} TFLOP/s in {peak['peak_precision']}")
+    print(f"{'section':<15}{'version':<20}{'seconds':>10}{'ratio':>9}{'MB':>9}{'pictures/s':>12}{'TFLOP/s':>10}{'of peak':>9}")
     for name in args.section:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 result = measure(SECTIONS[name], Namespace(**vars(args) | {"folder": Path(folder), "sizes": SIZES[args.size]}))
         except Exception as error:  # the next section may well work
-            result = {"rows": [], "differences": {}, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            result = {"rows": [], "differences": {}, "error": f"{error!r:.200}"}
         content["sections"][name] = result
         for row in result["rows"]:
             numbers = f"{row['seconds']:>10.4g}{row['ratio']:>9.2f}{row['megabytes']:>9,.0f}{row['pictures_per_second']:>12.4g}"
+            numbers += f"{row['tflops']:>10.3g}{row['share_of_peak']:>9.1%}" if "tflops" in row else ""
             print(f"{name:<15}{row['version']:<20}{numbers}", flush=True)
         if result["error"]:
             print(f"{name:<15}FAILED: {result['error']}", flush=True)

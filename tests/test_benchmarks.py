@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from benchmarks import speed
+from errors import InputError
 from network.sipe import SIPE
 
 FLAGS = ["--repeats", "1", "--num_workers", "0", "--device", "cpu"]
+TRAINING = ("training_step", "throughput", "irn", "deeplab")
 
 
 @pytest.mark.parametrize("section", speed.SECTIONS)
@@ -18,11 +20,38 @@ def test_the_versions_of_a_section_agree_and_take_time(section: str, tmp_path: P
     speed.main([*FLAGS, "--section", section, "--json", str(tmp_path / "speed.json")])
     result = json.loads((tmp_path / "speed.json").read_text())["sections"][section]
     assert result["error"] is None
-    assert result["differences"]
-    assert len(result["rows"]) > 1
+    assert bool(result["differences"]) == (section not in TRAINING[1:])  # theirs differ in precision, or are one version alone
+    assert len(result["rows"]) > (section not in ("irn", "deeplab"))
     for row in result["rows"]:
-        assert all(0 < row[name] < math.inf for name in ("seconds", "ratio", "pictures_per_second"))
+        figures = ("tflops", "share_of_peak") if section in TRAINING else ()
+        assert all(0 < row[name] < math.inf for name in ("seconds", "ratio", "pictures_per_second", *figures))
         assert 0 <= row["megabytes"] < math.inf
+        assert row["pictures_per_second"] == pytest.approx(row["pictures"] / row["seconds"])
+
+
+def test_minutes_bound_the_time_boxes():
+    boxes = [speed.parse_args(flags.split()).time_box for flags in ("", "--minutes 5", "--minutes 5 --section irn", "--minutes 600")]
+    assert boxes == [3600, 300 / len(speed.SECTIONS), 300, 3600]
+
+
+def test_a_processor_without_bf16_is_measured_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(amp, device):
+        raise InputError("no bf16")
+
+    monkeypatch.setattr(speed, "check_precision", refuse)
+    speed.main([*FLAGS, "--section", "throughput", "--json", str(tmp_path / "speed.json")])
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["peak_precision"] == "float32"
+    assert [row["version"] for row in content["sections"]["throughput"]["rows"]] == ["SIPE float32"]
+
+
+@pytest.mark.parametrize("fits, largest", [(16, 16), (100, 64), (1000, 256)])
+def test_the_largest_batch_is_the_last_that_fits(fits: int, largest: int):
+    def run(batch: int) -> None:
+        if batch > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert speed.largest_batch(run, 16) == largest
 
 
 def test_a_section_that_fails_or_disagrees_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -32,13 +61,16 @@ def test_a_section_that_fails_or_disagrees_stops_no_other(tmp_path: Path, monkey
     def wrong(args):
         return {"ours": lambda context: lambda: {"map": 1}, "plain": lambda context: lambda: {"map": 2}}, 1, {"map": 0.5}
 
-    monkeypatch.setattr(speed, "SECTIONS", {"broken": broken, "wrong": wrong, "random_walk": speed.walk_section})
+    def half(args):
+        return {"ours": lambda context: lambda: {}, "broken": broken}, 1, {}
+
+    monkeypatch.setattr(speed, "SECTIONS", {"broken": broken, "wrong": wrong, "half": half, "random_walk": speed.walk_section})
     with pytest.raises(SystemExit) as status:
         speed.main([*FLAGS, "--json", str(tmp_path / "speed.json")])
     assert status.value.code == 1
     results = json.loads((tmp_path / "speed.json").read_text())["sections"]
-    assert {name: bool(result["error"]) for name, result in results.items()} == {"broken": True, "wrong": True, "random_walk": False}
-    assert results["random_walk"]["rows"]
+    assert [name for name, result in results.items() if result["error"]] == ["broken", "wrong", "half"]
+    assert [len(result["rows"]) for result in results.values()] == [0, 2, 1, 2]
 
 
 def test_the_bare_network_trains_as_many_weights_as_ours():
