@@ -152,17 +152,12 @@ class TestOtherNetworks:
         run_stage("train_seg", fixed_voc, run_dir / "stopped", Path(), *flags, "--checkpointing")
         assert_same_results(run_dir / "stopped/ckpt/seg.pth", run_dir / "whole/ckpt/seg.pth")
         one, run = write_lines(run_dir / "one.txt", NAMES[1]), run_dir / "whole"
-        run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--crf")
-        assert read_json(run / "seg_pred/settings.json")["crf"]["iterations"] == 1
-        _, probability = probability_of(run / "seg_pred", NAMES[1])
-        run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--label_dir", run / "plain")
-        plain, picture = (
-            probability_of(run / "plain", NAMES[1])[1].astype(np.float32),
-            read_picture(fixed_voc / f"JPEGImages/{NAMES[1]}.jpg"),
-        )
-        refined = [crf.refine_maps(picture, plain, **(crf.SEGMENTATION | more)) for more in ({}, {"iterations": 1})]
-        far, near = (np.abs(probability - one).mean() for one in refined)
-        assert near < far / 3 and label_of(run / "seg_pred", NAMES[1]).shape == SIZE
+        with pytest.MonkeyPatch.context() as patch:
+            told = []
+            patch.setattr(crf, "refine_maps", lambda picture, maps, **more: (told.append(more), maps)[1])
+            run_stage("infer_seg", fixed_voc, run, Path(), "--list", one, "--crf")
+        assert told == [crf.SEGMENTATION | {"iterations": 1}] == [read_json(run / "seg_pred/settings.json")["crf"]]
+        assert label_of(run / "seg_pred", NAMES[1]).shape == SIZE
         run_stage("predict", fixed_voc, run, Path())
         assert label_of(run / "predictions", NAMES[1]).shape == SIZE
 
