@@ -49,7 +49,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     name = os.environ.get("SIPE_TEST_DEVICE", request.param)
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA GPU")
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield torch.device(name)
 
 

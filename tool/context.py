@@ -20,7 +20,7 @@ from .outputs import make_writable
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SCALE = 8
-PATIENCE = timedelta(hours=1)  # with a process that does not answer; one that has ended is noticed at once
+PATIENCE = timedelta(hours=1)  # with a process that does not answer; one that has ended is noticed at once by gloo
 
 
 def _number(kind: type, wanted: str, is_allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
@@ -200,8 +200,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 def check_precision(amp: str, device: torch.device) -> None:
     """Raise InputError where a CPU has no instructions for the precision of --amp: one with AVX2 alone takes 20 times as long by bf16."""
+    if amp == "off" or device.type != "cpu":
+        return
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported", None)  # PyTorch's own question to oneDNN
-    if amp != "off" and device.type == "cpu" and supported and not supported():
+    if supported and not supported():
         other = " or use bf16" if amp == "fp16" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
         raise InputError(f"--amp {amp}: this processor has no instructions for it and would be slower than in float32; leave it out{other}")
 

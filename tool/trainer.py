@@ -173,7 +173,7 @@ class Trainer:
         self.start = self._resume()
         self.current = self.start  # steps done, this one included
         spread = model
-        if context.world_size > 1:  # buffers are BatchNorm's: frozen, or the same in all processes by SyncBatchNorm
+        if context.world_size > 1:  # buffers are BatchNorm's: frozen, SyncBatchNorm's, or rank 0's are saved
             is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             keep_buffers = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
             spread = DistributedDataParallel(model, gradient_as_bucket_view=True, **keep_buffers)
