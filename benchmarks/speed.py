@@ -15,6 +15,7 @@ import copy
 import ctypes
 import gc
 import io
+import math
 import sys
 import tempfile
 import time
@@ -205,10 +206,13 @@ def step_section(args: Namespace) -> Section:
 
 def largest_batch(run: Callable[[int], Any], batch: int) -> int:
     """Double a batch that fits until memory runs out, at most to 256."""
-    with contextlib.suppress(RuntimeError):  # torch's OutOfMemoryError is one; short of memory, cuDNN raises others
+    run(batch)  # any error but for want of memory shows here
+    try:
         while batch < 256:
             run(2 * batch)
             batch *= 2
+    except RuntimeError:  # torch's OutOfMemoryError is one; short of memory, cuDNN raises others
+        torch.cuda.empty_cache()
     return batch
 
 
@@ -467,14 +471,18 @@ def measure(build: Callable[[Namespace], Section], args: Namespace) -> dict[str,
     for repeat in range(args.repeats):
         if repeat and time.perf_counter() - start > args.time_box:
             break
-        for name in runs:
-            runs[name].append(call(versions[name], context, with_memory=repeat == 0)[1:])
-    rows = []
+        for name in list(runs):
+            try:
+                runs[name].append(call(versions[name], context, with_memory=repeat == 0)[1:])
+            except Exception as error:
+                problems.append(f"{name}: {error!r:.200}")
+                del runs[name]
+    rows, rates, first = [], {}, next(iter(versions))
     for name, results in runs.items():
         seconds = float(np.median([seconds for seconds, _ in results]))
-        rate, tflops = pictures[name] / seconds, operations.get(name, 0) / seconds / 1e12
-        row = {"version": name, "seconds": seconds, "ratio": rows[0]["pictures_per_second"] / rate if rows else 1.0}
-        row |= {"megabytes": results[0][1], "pictures": pictures[name], "pictures_per_second": rate, "runs": len(results)}
+        rates[name], tflops = pictures[name] / seconds, operations.get(name, 0) / seconds / 1e12
+        row = {"version": name, "seconds": seconds, "ratio": rates[first] / rates[name] if first in rates else None}
+        row |= {"megabytes": results[0][1], "pictures": pictures[name], "pictures_per_second": rates[name], "runs": len(results)}
         rows.append(row | ({"tflops": tflops, "share_of_peak": tflops / args.peak["peak_tflops"]} if tflops else {}))
     return {"rows": rows, "differences": differences, "error": ", ".join(problems) or None}
 
@@ -486,7 +494,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--size", choices=SIZES, default="small", help="small: seconds, to see that all works; published: to measure (default small)")
     add("--repeats", type=positive_int, default=3, help="timed calls of each version, of which the median counts (default 3)")
     add("--time_box", type=positive_int, default=3600, help="seconds after which a section stops repeating (default 3600)")
-    add("--minutes", type=positive_int, help="how long the run may take, about: each section gets an equal time box (default: no limit)")
+    add("--minutes", type=positive_int, help="minutes for the repeats, shared equally by the sections (default: no limit)")
     add("--json", type=Path, help="file for the numbers, rewritten after each section (default: none)")
     add("--dataset_root", type=Path, help="folder of VOC 2012 for cams and input (default: drawn pictures)")
     add_device(parser)
@@ -512,7 +520,7 @@ def main(argv: list[str] | None = None) -> None:
             result = {"rows": [], "differences": {}, "error": f"{error!r:.200}"}
         content["sections"][name] = result
         for row in result["rows"]:
-            numbers = f"{row['seconds']:>10.4g}{row['ratio']:>9.2f}{row['megabytes']:>9,.0f}{row['pictures_per_second']:>12.4g}"
+            numbers = f"{row['seconds']:>10.4g}{row['ratio'] or math.nan:>9.2f}{row['megabytes']:>9,.0f}{row['pictures_per_second']:>12.4g}"
             numbers += f"{row['tflops']:>10.3g}{row['share_of_peak']:>9.1%}" if "tflops" in row else ""
             print(f"{name:<15}{row['version']:<20}{numbers}", flush=True)
         if result["error"]:

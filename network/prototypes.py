@@ -5,7 +5,6 @@ in float32, also under autocast: half precision moves seeds between classes.
 """
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +13,17 @@ EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divi
 MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
 
 
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    flag, value = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)  # before PyTorch 2.9
-    before = getattr(matmul, flag)
-    setattr(matmul, flag, value)
-    try:
-        yield
-    finally:
-        setattr(matmul, flag, before)
-
-
 def without_tf32() -> contextlib.AbstractContextManager:
-    """float32 is float32 on GPUs too, whatever the caller's flags are: TF32 moves seeds. Compiled code keeps the flags."""
-    return contextlib.nullcontext() if torch.compiler.is_compiling() else _without_tf32()
+    """float32 is float32 in the forward pass on GPUs too, whatever the caller's flags are: TF32 moves seeds. Compiled code keeps them."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    matmul, stack = torch.backends.cuda.matmul, contextlib.ExitStack()
+    flag, on, off = ("fp32_precision", "tf32", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True, False)  # before 2.9
+    if getattr(matmul, flag) == on:
+        is_inherited = getattr(torch.backends, flag, None) == on  # then the flag must go on following the general one
+        stack.callback(setattr, matmul, flag, "none" if is_inherited else on)
+        setattr(matmul, flag, off)
+    return stack
 
 
 def peak_normalize(maps: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,8 @@ def test_the_largest_batch_is_the_last_that_fits(fits: int, largest: int):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert speed.largest_batch(run, 16) == largest
+    with pytest.raises(ValueError, match="int"):
+        speed.largest_batch(int, "ours")
 
 
 def test_a_section_that_fails_or_disagrees_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -62,7 +64,9 @@ def test_a_section_that_fails_or_disagrees_stops_no_other(tmp_path: Path, monkey
         return {"ours": lambda context: lambda: {"map": 1}, "plain": lambda context: lambda: {"map": 2}}, 1, {"map": 0.5}
 
     def half(args):
-        return {"ours": lambda context: lambda: {}, "broken": broken}, 1, {}
+        calls = []
+        late = lambda context: broken(args) if calls else calls.append(lambda: {})  # noqa: E731
+        return {"broken": broken, "ours": lambda context: lambda: {}, "broken when timed": late}, 1, {}
 
     monkeypatch.setattr(speed, "SECTIONS", {"broken": broken, "wrong": wrong, "half": half, "random_walk": speed.walk_section})
     with pytest.raises(SystemExit) as status:
@@ -71,6 +75,7 @@ def test_a_section_that_fails_or_disagrees_stops_no_other(tmp_path: Path, monkey
     results = json.loads((tmp_path / "speed.json").read_text())["sections"]
     assert [name for name, result in results.items() if result["error"]] == ["broken", "wrong", "half"]
     assert [len(result["rows"]) for result in results.values()] == [0, 2, 1, 2]
+    assert results["half"]["error"].count("broken") == 4 and results["half"]["rows"][0]["ratio"] is None  # there is no first version
 
 
 def test_the_bare_network_trains_as_many_weights_as_ours():

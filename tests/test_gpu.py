@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +30,10 @@ def flags(request, device) -> list[str]:
     return ["--device", device.type, *MODES[request.param]]
 
 
-def run_process(*command: object) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+def run_process(*command: object, **environment: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -51,17 +53,40 @@ def test_every_stage_runs_and_a_second_run_writes_nothing(flags, chain, fixed_vo
         assert all(value.isfinite().all() for value in weights_of(path).values()), path
 
 
-def test_a_killed_training_ends_like_a_whole_one_also_under_torchrun(device, fixed_voc, tiny_backbone, run_dir):
+@pytest.fixture
+def train_seg(device, fixed_voc, tiny_backbone, run_dir):
+    """Makes the command of a training in the folder of a name, with more flags."""
+    more = ["--device", device.type, "--label_dir", fixed_voc / "SegmentationClass", "--batch_size", 2, "--lr", 1e-6]
+
+    def command(name: str, *flags: object) -> list:
+        return [STAGES["train_seg"].script.__file__, *stage_flags("train_seg", fixed_voc, run_dir / name, tiny_backbone), *more, *flags]
+
+    return command
+
+
+def assert_same_weights(run_dir: Path, *names: str) -> None:
     """Within rounding: a GPU adds in any order."""
-    stage, more = STAGES["train_seg"], ["--device", device.type, "--label_dir", fixed_voc / "SegmentationClass", "--lr", 1e-4]
-    flags = {name: [*stage_flags("train_seg", fixed_voc, run_dir / name, tiny_backbone), *more] for name in ("whole", "killed", "spread")}
-    kill_once_there(run_dir / "killed/ckpt/seg_last.pth", stage.script, flags["killed"])
-    for name in ("whole", "killed"):
-        run_process(stage.script.__file__, *flags[name])
-    run_process("-m", "torch.distributed.run", "--nproc_per_node", 1, stage.script.__file__, *flags["spread"])
-    whole, *others = (weights_of(run_dir / name / "ckpt/seg.pth") for name in flags)
+    whole, *others = (weights_of(run_dir / name / "ckpt/seg.pth") for name in names)
     for other in others:
         assert all((value - other[name]).abs().max() <= 1e-3 * value.abs().max() + 1e-6 for name, value in whole.items())
+
+
+def test_a_killed_training_ends_like_a_whole_one(train_seg, run_dir):
+    kill_once_there(run_dir / "killed/ckpt/seg_last.pth", STAGES["train_seg"].script, train_seg("killed")[1:])
+    for name in ("whole", "killed"):
+        run_process(*train_seg(name), NVIDIA_TF32_OVERRIDE="0")
+    assert_same_weights(run_dir, "whole", "killed")
+
+
+@pytest.mark.parametrize("flags", [[], ["--weights", "none"]], ids=["pretrained", "SyncBatchNorm"])
+def test_two_processes_of_torchrun_train_what_one_does(train_seg, run_dir, device, flags):
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    if device.type == "cpu" and flags:
+        pytest.skip("SyncBatchNorm is for GPUs")
+    run_process(*train_seg("one", *flags), NVIDIA_TF32_OVERRIDE="0")
+    run_process("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *train_seg("two", *flags), NVIDIA_TF32_OVERRIDE="0")
+    assert_same_weights(run_dir, "one", "two")
 
 
 @pytest.mark.parametrize("network", ["deeplabv2_resnet50", "deeplabv3_resnet50"])

@@ -170,7 +170,7 @@ class Trainer:
         fused = not self.scaler.is_enabled()
         self.optimizer, self.schedule = make_optimizer(groups, args.lr, self.steps, args.momentum, args.wt_dec, fused)
         self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
-        self.start = self._resume()
+        self.start = _agree(self._resume(), files.last, context)
         self.current = self.start  # steps done, this one included
         spread = model
         if context.world_size > 1:  # buffers are BatchNorm's: frozen, SyncBatchNorm's, or rank 0's are saved
@@ -269,11 +269,18 @@ def recipe_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> di
 
 def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any], context: Context) -> bool:
     """Whether the final checkpoint of this recipe exists; then says so. Raises InputError for one of another recipe."""
-    if not args.resume or not files.final.is_file():
+    if not _agree(args.resume and files.final.is_file(), files.final, context):
         return False
     _read_own(files.final, recipe)
     context.print(f"{files.final} is complete")
     return True
+
+
+def _agree(value: Any, path: Path, context: Context) -> Any:
+    """A value that every process found at a path. Raises InputError where they differ: the run folder is not shared, or its copies lag."""
+    if len(set(context.all_gather_object(value))) > 1:
+        raise InputError(f"{path}: processes see different checkpoints; use a --run_dir that all machines share, and start again")
+    return value
 
 
 def _read_own(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -140,11 +140,13 @@ def test_autocast_changes_nothing():
 def test_tf32_is_off_whatever_the_callers_flags_are(monkeypatch):
     seen, real, matmul = [], prototypes._inverse_norms, torch.backends.cuda.matmul
     flag, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
-    before = getattr(matmul, flag)
     monkeypatch.setattr(prototypes, "_inverse_norms", lambda features: (seen.append(getattr(matmul, flag)), real(features))[1])
-    setattr(matmul, flag, on)
-    try:
-        locate_seeds(*random_case())
-        assert seen and on not in seen and getattr(matmul, flag) == on
-    finally:
-        setattr(matmul, flag, before)
+    for owner in [matmul] + [torch.backends] * hasattr(torch.backends, flag):  # set for products alone, or for everything
+        before, own = getattr(owner, flag), getattr(matmul, flag)
+        setattr(owner, flag, on)
+        try:
+            locate_seeds(*random_case())
+            assert seen and on not in seen and getattr(matmul, flag) == on
+        finally:
+            setattr(owner, flag, before)
+        assert getattr(matmul, flag) == own, "an inherited flag was kept"

@@ -128,7 +128,7 @@ def test_processes_share_out_a_list_and_the_first_prints(world_size, capsys):
 def test_run_context_makes_the_folder_and_sets_the_precision(tmp_path, monkeypatch, flags, dtype):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(context, "check_precision", lambda amp, device: None)  # tests also run on processors without bf16
     with context.run_context(argparse.Namespace(run_dir=tmp_path / "run", **flags)) as found:
         assert (found.device, found.rank, found.world_size) == (torch.device("cpu"), 0, 1)
         assert found.is_main and not found.is_cuda and list((tmp_path / "run").iterdir()) == []
@@ -192,11 +192,21 @@ def test_other_errors_are_raised(error):
 
 
 @pytest.mark.parametrize(
-    ("amp", "supported", "ends"), [("bf16", False, True), ("bf16", True, False), ("fp16", False, True), ("off", False, False)]
+    ("amp", "onednn", "avx512", "own_bf16", "ends"),
+    [
+        ("bf16", False, False, False, True),
+        ("bf16", True, True, True, False),
+        ("bf16", True, True, False, True),
+        ("bf16", True, False, False, False),  # an ARM, say
+        ("fp16", False, True, True, True),
+        ("off", False, True, False, False),
+    ],
 )
-def test_a_precision_without_instructions_for_it_is_refused_on_a_cpu(amp, supported, ends, monkeypatch, tmp_path):
+def test_a_precision_without_instructions_for_it_is_refused_on_a_cpu(amp, onednn, avx512, own_bf16, ends, monkeypatch, tmp_path):
     for name in ("bf16", "fp16"):
-        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: supported)
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: own_bf16)
     context.check_precision(amp, torch.device("cuda"))
     args = argparse.Namespace(device="cpu", amp=amp, run_dir=tmp_path / "run")
     if ends:

@@ -44,12 +44,12 @@ def groups_of(backbone: nn.Parameter, head: nn.Parameter) -> list[dict]:
     return [{"params": [backbone], "lr_scale": 1}, {"params": [head], "lr_scale": 10, "weight_decay": 0.0}]
 
 
-def trainer_in(folder: Path, *flags: str, digest: str = "of the data", amp: torch.dtype | None = None) -> Trainer:
+def trainer_in(folder: Path, *flags: str, digest: str = "of the data", kind: type[Context] = Context, **place) -> Trainer:
     """A trainer of three weights, on numbers that torch draws."""
     torch.manual_seed(0)
     args, recipe, model = parse(*flags), recipe_of(*flags, digest=digest), nn.Linear(2, 1)
     args.momentum, args.wt_dec = 0.5, 0.1
-    context = Context(torch.device("cpu"), amp=amp)
+    context = kind(torch.device("cpu"), **place)
     return Trainer(args, context, RunFiles.of(folder, "irn"), recipe, NAMES, NUM_PICTURES, model, groups_of(model.weight, model.bias))
 
 
@@ -155,6 +155,25 @@ def test_a_training_ends_with_its_final_checkpoint_alone(tmp_path, capsys):
     assert content["class_names"] == ["background", "cat"]
     assert str(run.files.final) in capsys.readouterr().out
     assert trainer.is_finished(*about)
+
+
+class Beside(Context):
+    """One of two processes; the other finds no checkpoint."""
+
+    def all_gather_object(self, value: int) -> list[int]:
+        return [value, 0]
+
+
+def test_processes_that_see_different_checkpoints_do_not_start(tmp_path):
+    run = trainer_in(tmp_path)
+    about = run.args, run.files, run.about["arguments"], Beside(torch.device("cpu"))
+    assert not trainer.is_finished(*about)
+    train(run, stop_after=3)
+    with pytest.raises(InputError, match=f"^{run.files.last}: "):
+        trainer_in(tmp_path, kind=Beside)
+    train(trainer_in(tmp_path))
+    with pytest.raises(InputError, match=f"^{run.files.final}: "):
+        trainer.is_finished(*about)
 
 
 @pytest.mark.parametrize(("stop_after", "before", "after"), [(2, [], ["--compile"]), (3, [], []), (5, ["--compile"], [])])
