@@ -18,9 +18,10 @@ from data.datasets import Pyramids, by_size, inference_loader
 from data.images import stored_size, to_stored_frame
 from data.registry import Dataset, Entries, Entry, open_dataset
 from errors import InputError
+from network.recipe import Recipe
 from network.sipe import SIPE
 from tool import cam_file, outputs
-from tool.context import Context, add_overwrite, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
+from tool.context import Context, add_overwrite, add_recipe, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
 from tool.inference import load_network, multiscale_cams, to_device
 
 
@@ -29,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     listed = "pictures: a list's name (train_aug) or a text file (default: the training list, which later stages need)"
     parser.add_argument("--list", help=listed)
     parser.add_argument("--ckpt", type=Path, help="checkpoint, ours or the authors' (default RUN_DIR/ckpt/final.pth)")
+    add_recipe(parser, None)
     add_scales(parser, [1.0, 0.5, 1.5, 2.0])
     parser.add_argument("--maps", nargs="+", choices=cam_file.KINDS, default=list(cam_file.KINDS), help="maps to keep (default both)")
     batch_size = "pictures of one size that share a batch, fewer if they are larger than 640x480 (default 8 on a GPU, 1 on a CPU)"
@@ -39,12 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def settings(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+def settings(args: argparse.Namespace, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     """What the maps depend on besides their picture and tags."""
     return {
         "checkpoint": outputs.sha256(args.ckpt),
         "scales": args.scales,
         "maps": sorted(args.maps),
+        "recipe": recipe.name,
         "amp": args.amp,
         "class_names": list(dataset.class_names),
     }
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
     labels = dataset.labels(entries)
-    model, _ = load_network(args.ckpt, dataset.class_names)
+    model, _ = load_network(args.ckpt, dataset.class_names, args.recipe)
     if not isinstance(model, SIPE):
         raise InputError(f"{args.ckpt}: holds a segmentation network; use --ckpt for one of train_resnet50_SIPE.py")
     folder = args.run_dir / "cam"
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         return outputs.is_up_to_date(cam_file.path_of(args.run_dir, entry.name), entry.picture, dataset.tag_file(entry.name))
 
     with run_context(args) as context:
-        outputs.prepare_output_dir(folder, "make_cam", settings(args, dataset), context, args.overwrite)
+        outputs.prepare_output_dir(folder, "make_cam", settings(args, dataset, model.recipe), context, args.overwrite)
         todo = outputs.unfinished(entries, is_done, context)
         make_cams(to_device(model, context), entries.select(todo), labels[todo], args, context)
         context.barrier()
@@ -78,7 +81,7 @@ def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.
             for item, (keys, maps) in zip(items, multiscale_cams(model, items, context)):
                 stored = {kind: [to_stored_frame(grid.numpy(), item.orientation) for grid in maps[kind]] for kind in args.maps}
                 path, size = cam_file.path_of(args.run_dir, entries[item.index].name), stored_size(item.size, item.orientation)
-                cam_file.save(path, keys, size, **stored)
+                cam_file.save(path, keys, size, **stored, background=model.recipe.background)
             bar.update(len(items))
 
 

@@ -40,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", dest="run_dir", type=Path, default="predictions", help="folder of the masks (default predictions)")
     parser.add_argument("--tags", nargs="+", metavar="CLASS", help="for SIPE: the classes that are in every picture")
     parser.add_argument("--tag_table", type=Path, help="for SIPE: a CSV of name,class;class lines, the classes of each picture")
+    ctx.add_recipe(parser, None)
     ctx.add_scales(parser, [0.5, 1.0, 1.5], note="; 1.0 alone takes a third of the time")
     ctx.add_max_side(parser)
     ctx.add_switch(parser, "--crf", "move the borders to the picture's edges by the dense CRF")
@@ -84,8 +85,8 @@ def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
 def read_labels(entries: Entries, model: nn.Module, class_names: tuple[str, ...], args: argparse.Namespace) -> np.ndarray | None:
     """The image-level labels (pictures, K-1) that SIPE needs; None for a segmentation network. Raises InputError where they do not fit."""
     if not isinstance(model, SIPE):
-        if args.tags or args.tag_table:
-            raise InputError(f"{args.ckpt}: is a segmentation network, which finds the classes itself; leave out the tags")
+        if args.tags or args.tag_table or args.recipe:
+            raise InputError(f"{args.ckpt}: is a segmentation network, which finds the classes itself; leave out tags and recipe")
         return None
     if args.tags:
         return np.tile(checked(label_of(set(args.tags), class_names, "--tags")).astype(np.float32), (len(entries), 1))
@@ -94,7 +95,7 @@ def read_labels(entries: Entries, model: nn.Module, class_names: tuple[str, ...]
     return checked(checked(read_tags(args.tag_table, class_names)).labels_of(entries.names(), args.tag_table))
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     """What the masks depend on besides their picture."""
     return {
         "checkpoint": outputs.sha256(args.ckpt),
@@ -103,7 +104,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "max_side": args.max_side,
         "crf": args.crf,
         "amp": args.amp,
-    }
+    } | ({"recipe": model.recipe.name} if isinstance(model, SIPE) else {})
 
 
 def paths_of(entry: Entry, output_dir: Path) -> tuple[Path, Path]:
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.crf:
         crf.require()
     entries = find_pictures(args.inputs, args.run_dir)
-    model, class_names = load_network(args.ckpt)
+    model, class_names = load_network(args.ckpt, recipe=args.recipe)
     labels = read_labels(entries, model, class_names, args)
 
     def is_done(entry: Entry) -> bool:
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         return all(outputs.is_up_to_date(path, *sources) for path in paths_of(entry, args.run_dir))
 
     with ctx.run_context(args) as context:
-        outputs.prepare_output_dir(args.run_dir, "predict", settings(args), context, args.overwrite)
+        outputs.prepare_output_dir(args.run_dir, "predict", settings(args, model), context, args.overwrite)
         todo = outputs.unfinished(entries, is_done, context)
         mine = entries.select(todo)
         for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, context):

@@ -25,7 +25,7 @@ from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
 from tool import cam_file, metrics, trainer
 from tool.checkpoint import build_sipe, load_pretrained
-from tool.context import Context, cli_main, positive_int, run_context, stage_parser, world_size
+from tool.context import Context, add_recipe, cli_main, positive_int, run_context, stage_parser, world_size
 from tool.inference import multiscale_cams
 from tool.visualize import training_sheet
 
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     trainer.add_weights(parser, "; timm's own for its networks; none to train every layer and BatchNorm's statistics from scratch")
     backbone = "resnet50 as published, or timm:NAME for a network of timm, such as timm:convnext_tiny.fb_in22k_ft_in1k; choose --lr for it"
     parser.add_argument("--backbone", default="resnet50", help=f"{backbone} (default resnet50)")
+    add_recipe(parser, "sipe")
     resize_long = "range of the random long side before the crop, pixels (default 320 640)"
     parser.add_argument("--resize_long", type=positive_int, nargs=2, default=[320, 640], metavar=("MIN", "MAX"), help=resize_long)
     val_list = "after each epoch, print the IS-CAM mIoU at one scale on this list; it reads pixel labels, and nothing is chosen by it"
@@ -47,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_model(args: argparse.Namespace, num_classes: int) -> SIPE:
-    model = build_sipe(num_classes, args.backbone, pretrained=args.weights != "none")
+    model = build_sipe(num_classes, args.backbone, args.weights != "none", args.recipe)
     if args.weights != "none":
         load_pretrained(model.backbone, args.weights, args.backbone)
     return model
@@ -70,7 +71,7 @@ def validate(model: SIPE, dataset: Dataset, entries: Entries, labels: np.ndarray
     loader = inference_loader(Pyramids(entries, labels, [1.0]), num_workers, pin_memory=context.is_cuda)
     for item in tqdm(loader, desc="validation", leave=False, disable=not context.is_main):
         keys, maps = multiscale_cams(model, [item], context)[0]
-        label = cam_file.fuse(maps["is_cam"], item.size, normalize=True).argmax(0).numpy()
+        label = cam_file.fuse(maps["is_cam"], item.size, True, model.recipe.background).argmax(0).numpy()
         prediction = keys.astype(np.uint8)[to_stored_frame(label, item.orientation)]
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
@@ -92,7 +93,8 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[Entries,
 
 def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
     files = trainer.RunFiles.of(args.run_dir, "")
-    recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, labels.tobytes()))
+    flags = (*RECIPE, "recipe") if args.recipe != "sipe" else RECIPE  # which checkpoints of it have always left out
+    recipe = trainer.recipe_of(args, flags, dataset.digest(entries, labels.tobytes()))
     if trainer.is_finished(args, files, recipe, context):
         return
     validation = validation_set(args, dataset)

@@ -46,6 +46,11 @@ def _inverse_norms(features: torch.Tensor) -> torch.Tensor:
     return (features.norm(dim=1, keepdim=True) + EPSILON).reciprocal()
 
 
+def _cells_at_a_time(cells: torch.Tensor) -> int:
+    """How many of the cells (B, D, N) to compare with all at a time."""
+    return max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
+
+
 @torch.no_grad()
 def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, background_scale: float = 0.5) -> torch.Tensor:
     """Give each cell to the class whose activation map best fits what the cell resembles.
@@ -65,7 +70,7 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
     with without_tf32(), torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
         scale = _inverse_norms(cells)  # positive, so it can wait for the ReLU and what follows
-        weighed, at_a_time = torch.cat([maps * scale, scale], 1), max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
+        weighed, at_a_time = torch.cat([maps * scale, scale], 1), _cells_at_a_time(cells)
         parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(at_a_time, 2)]
         inter, resemblance = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)
         union = resemblance + maps.sum(2, keepdim=True) - inter
@@ -104,3 +109,25 @@ def activate(prototypes: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         prototypes, features = F.normalize(prototypes.float(), dim=2, eps=1e-8), features.float()
         scale = features.norm(dim=1, keepdim=True).clamp_min(1e-8).reciprocal()
         return (torch.einsum("bkd,bdhw->bkhw", prototypes, features) * scale).relu()
+
+
+def contrast(is_cam: torch.Tensor, weight: float) -> torch.Tensor:
+    """What a cell has of each class beyond weight times what it has of the background: IS-CAMs (B, K, H, W) -> the same.
+
+    Against the prototype of the background, as LPCAM (CVPR 2023) subtracts the prototypes of context.
+    """
+    return torch.cat([is_cam[:, :1], (is_cam[:, 1:] - weight * is_cam[:, :1]).relu()], 1)
+
+
+def spread(maps: torch.Tensor, features: torch.Tensor, power: float = 2) -> torch.Tensor:
+    """Give each cell the mean of the maps over all cells, weighted by the ReLU cosine similarity to it, to a power.
+
+    As the pixel correlation module of SEAM (CVPR 2020), without its learnt projection. maps (B, K, H, W), features (B, D, H, W) of any
+    scale -> (B, K, H, W).
+    """
+    with without_tf32(), torch.autocast(maps.device.type, enabled=False):
+        cells = unit_cells(features.float()).flatten(2)
+        weighed, at_a_time = F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), _cells_at_a_time(cells)
+        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_().pow_(power) for part in cells.split(at_a_time, 2)]
+        sums = torch.cat(parts, 2)
+        return (sums[:, :-1] / (sums[:, -1:] + EPSILON)).view_as(maps)

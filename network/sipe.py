@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes, unit_cells
+from .prototypes import activate, add_background, contrast, locate_seeds, peak_normalize, pool_prototypes, spread, unit_cells
+from .recipe import RECIPES
 from .resnet import ResNet50
 from .timm_maps import TimmMaps
 
@@ -37,10 +38,12 @@ class SIPE(nn.Module):
         pretrained: the backbone starts from ImageNet weights: all BatchNorm statistics stay frozen, and of ResNet-50 the stem, layer1
             and layer2. False trains everything.
         backbone: a name of BACKBONES, or timm:NAME. Raises ValueError for another one, and errors as TimmMaps does.
+        recipe: a name of RECIPES: how `localize` makes IS-CAMs.
     """
 
-    def __init__(self, num_classes: int, pretrained: bool = True, backbone: str = "resnet50"):
+    def __init__(self, num_classes: int, pretrained: bool = True, backbone: str = "resnet50", recipe: str = "sipe"):
         super().__init__()
+        self.recipe = RECIPES[recipe]
         kind, _, timm_name = backbone.partition(":")
         if kind != "timm" and backbone not in BACKBONES:
             raise ValueError(f"no such backbone; use {', '.join(BACKBONES)} or timm:NAME")
@@ -83,6 +86,10 @@ class SIPE(nn.Module):
         cam = general_cam(logits)
         seeds = locate_seeds(cam, features, label_mask(label))
         is_cam = activate(pool_prototypes(seeds, features), features)
+        if self.recipe.contrast:
+            is_cam = contrast(is_cam, self.recipe.contrast)
+        if self.recipe.affinity:
+            is_cam = spread(is_cam, features, self.recipe.affinity)
         return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
 
     def _forward_mirrored(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

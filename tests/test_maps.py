@@ -67,7 +67,7 @@ class TestTraining:
         run_stage("train_sipe", fixed_voc, run_dir, "none", "--batch_size", 6, "--max_epochs", 1)
         torch.manual_seed(15)
         before, after = (
-            train.build_model(argparse.Namespace(weights="none", backbone="resnet50"), len(VOC_CLASSES)).state_dict(),
+            train.build_model(argparse.Namespace(weights="none", backbone="resnet50", recipe="sipe"), len(VOC_CLASSES)).state_dict(),
             weights_of(run_dir / "ckpt/final.pth"),
         )
         for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var", "layer1.0.bn1.running_mean", "layer4.2.bn3.bias"):

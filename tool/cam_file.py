@@ -1,7 +1,8 @@
 """The CAM file: what make_cam.py writes for a picture and every later stage reads.
 
 RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the picture;
-`is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16.
+`is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16; and, if the
+recipe has one, `background`: the strength of the background in place of its own IS-CAM.
 Full-size maps are made on loading: they are sums of these grids, upsampled, and more than 100 times as large.
 """
 
@@ -84,17 +85,20 @@ def require(run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[s
     return settings
 
 
-def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool) -> torch.Tensor:
+def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool, background: float | None = None) -> torch.Tensor:
     """Bring the maps of all scales to one size and average them.
 
     grids: (k, h, w) a scale, on any device. Returns (k, H, W) float32; IS-CAMs are then normalised to a maximum of 1 a map,
-    general CAMs are not: their own background already fits them.
+    general CAMs are not: their own background already fits them. background: strength of the first map everywhere, if it is given.
     """
     device, (height, width) = grids[0].device, size
     rows = torch.cat([_interpolation(grid.shape[1], height, device) @ grid.float() for grid in grids], 2)
     columns = torch.cat([_interpolation(grid.shape[2], width, device) for grid in grids], 1)
     total = rows @ columns.T
-    return peak_normalize(total) if normalize else total / len(grids)
+    maps = peak_normalize(total) if normalize else total / len(grids)
+    if background is not None:
+        maps[0] = background
+    return maps
 
 
 @functools.lru_cache(maxsize=32)  # a picture takes eight, of 0.1 MB each in VOC and of 8 MB where a side has 4,000 pixels
@@ -109,11 +113,14 @@ def save(
     size: tuple[int, int],
     is_cam: Sequence[np.ndarray] = (),
     cam: Sequence[np.ndarray] = (),
+    background: float | None = None,
     dtype: type = np.float16,
 ) -> None:
     """Write a CAM file; is_cam and cam: (k, h, w) in [0, 1] a scale."""
     grids = {f"{kind}_{i}": grid.astype(dtype) for kind, maps in (("is_cam", is_cam), ("cam", cam)) for i, grid in enumerate(maps)}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        if background is not None:
+            grids["background"] = np.float32(background)
         np.savez_compressed(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
 
 
@@ -154,4 +161,6 @@ def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[
     fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] < 2**31
     if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
-    return fuse(grids, size, normalize=kind == "is_cam").numpy() if grids else None
+    is_cam = kind == "is_cam"
+    background = float(arrays["background"]) if is_cam and "background" in arrays else None
+    return fuse(grids, size, normalize=is_cam, background=background).numpy() if grids else None

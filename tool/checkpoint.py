@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from errors import InputError
+from network.recipe import RECIPES
 from network.sipe import SIPE
 from network.timm_maps import TimmMaps
 
@@ -74,10 +75,12 @@ def load_tensors(model: nn.Module, tensors: Any, path: str | Path) -> None:
         raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[-1].strip()}); use another checkpoint") from None
 
 
-def build_sipe(num_classes: int, backbone: str = "resnet50", pretrained: bool = True) -> SIPE:
-    """SIPE on a backbone that a flag or a checkpoint names. Raises InputError where it cannot be had."""
+def build_sipe(num_classes: int, backbone: str = "resnet50", pretrained: bool = True, recipe: str = "sipe") -> SIPE:
+    """SIPE on a backbone, by a recipe that a flag or a checkpoint names. Raises InputError where it cannot be had."""
+    if recipe not in RECIPES:
+        raise InputError(f"recipe {recipe}: no such recipe; use one of {', '.join(RECIPES)}")
     try:
-        return SIPE(num_classes, pretrained, backbone)
+        return SIPE(num_classes, pretrained, backbone, recipe)
     except ImportError as error:
         raise InputError(f"backbone {backbone}: timm cannot be imported ({error}); pip install timm") from None
     except ValueError as error:

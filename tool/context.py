@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from data.registry import DATASETS
 from errors import InputError
+from network.recipe import RECIPES
 
 from .outputs import make_writable
 
@@ -86,6 +87,12 @@ def add_workers(parser: argparse.ArgumentParser, max_workers: int | None = 8) ->
     text = "worker processes that read pictures, for each process of torchrun; 0: the main process reads them"
     text += f" (default: one a core{f', at most {max_workers}' if max_workers else ''})"
     parser.add_argument("--num_workers", type=non_negative_int, default=min(max_workers or cores, cores), help=text)
+
+
+def add_recipe(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add --recipe; None: that of the checkpoint."""
+    text = "sipe as published, or plus for better maps at about the same cost; see docs/results.md"
+    parser.add_argument("--recipe", choices=RECIPES, default=default, help=f"{text} (default {default or 'that of the checkpoint'})")
 
 
 def add_max_side(parser: argparse.ArgumentParser) -> None:

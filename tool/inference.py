@@ -26,10 +26,11 @@ from .context import Context
 MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
 
 
-def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
 
-    class_names: the dataset's. Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
+    class_names: the dataset's. recipe: of SIPE's IS-CAMs, in place of that of its training.
+    Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
     """
     content = checkpoint.read(path)
     tensors = content.get("net", content.get("model"))  # the authors' format, or ours
@@ -38,7 +39,7 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None) -> tupl
     class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
     arguments = checkpoint.arguments(content)
     model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
-        len(class_names), str(arguments.get("backbone", "resnet50"))
+        len(class_names), str(arguments.get("backbone", "resnet50")), recipe=recipe or str(arguments.get("recipe", "sipe"))
     )
     checkpoint.load_tensors(model, tensors, path)
     return model, class_names
@@ -114,7 +115,7 @@ def segment(model: nn.Module, item: Pyramid, max_side: int, use_crf: bool, conte
     picture = shrink(item.picture, max_side) if use_crf else None
     if isinstance(model, SIPE):
         keys, maps = multiscale_cams(model, [item], context)[0]
-        maps = cam_file.fuse(maps["is_cam"], item.working_size, normalize=True).numpy()
+        maps = cam_file.fuse(maps["is_cam"], item.working_size, True, model.recipe.background).numpy()
         if use_crf:
             maps = crf.refine_label(picture, maps.argmax(0), len(maps))
     else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 SETTINGS = "settings.json"
+LATER_SETTINGS = {"recipe": "sipe"}  # what folders without them were made with
 RESULTS = (".npz", ".png", ".jpg", ".json")
 
 
@@ -100,7 +101,7 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     is_empty = all(file.name in ours or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
     if before.get("made_by") != stage and not is_empty:
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
-    changed = [name for name in settings if before.get(name) != settings[name]]
+    changed = [name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]]
     if changed and not is_empty and not overwrite:
         raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
     context.barrier()  # all have looked before anybody writes or deletes

@@ -25,7 +25,7 @@ from .context import Context, add_switch, non_negative_float, non_negative_int, 
 
 # a run resumes only with the flags that it began with; a script adds its own
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
-LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0}  # what checkpoints without these flags were trained with
+LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0, "recipe": "sipe"}  # what checkpoints without these flags were trained with
 
 
 def add_flags(
@@ -286,7 +286,7 @@ def _agree(value: Any, path: Path, context: Context) -> Any:
 def _read_own(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint that was trained by this recipe. Raises InputError for another one."""
     content = checkpoint.read(path)
-    before = LATER_FLAGS | checkpoint.arguments(content)
+    before, recipe = LATER_FLAGS | checkpoint.arguments(content), LATER_FLAGS | recipe
     changed = [name for name, value in recipe.items() if before.get(name) != value]
     if changed:
         flags = [f"--{name} {before.get(name)} (now {recipe[name]})" for name in changed if name != "digest"]

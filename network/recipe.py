@@ -1,0 +1,21 @@
+"""Named recipes: what differs from the published method."""
+
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """How IS-CAMs are made from the same network; the defaults are the published way.
+
+    Attributes:
+        contrast: how much of the background's IS-CAM is taken off those of the classes (`prototypes.contrast`).
+        affinity: power of the similarity by which cells share their IS-CAMs (`prototypes.spread`); None: they do not.
+        background: strength of the background in place of its own IS-CAM, against classes of maximum 1; None: its own.
+    """
+
+    name: str = "sipe"
+    contrast: float = 0.0
+    affinity: float | None = None
+    background: float | None = None
+
+
+RECIPES = {recipe.name: recipe for recipe in (Recipe(), Recipe("plus", contrast=0.5, affinity=2.0, background=0.55))}
