@@ -34,6 +34,7 @@ from data.datasets import Pyramids, by_size, kept_classes
 from data.registry import open_dataset
 from errors import InputError
 from network import sipe
+from network.recipe import RECIPES
 from tool import cam_file, checkpoint
 from tool.context import Context
 from tool.inference import load_network, multiscale_cams
@@ -86,6 +87,16 @@ class TestTraining:
         with pytest.raises(InputError, match=str(mask)):
             run_stage("train_sipe", tiny_voc, run_dir, tiny_backbone, "--val_list", "val")
         assert not (run_dir / "ckpt").exists()
+
+    def test_the_checkpoint_names_a_recipe_but_the_published_one(self, chain, fixed_voc, tiny_backbone, run_dir):
+        assert "recipe" not in checkpoint.read(chain / "ckpt/final.pth")["arguments"]
+        run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus", "--max_epochs", 1)
+        path = run_dir / "ckpt/final.pth"
+        assert checkpoint.read(path)["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"
+        with pytest.raises(InputError, match=f"^{path}: .*--recipe plus"):
+            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--max_epochs", 1)
+        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
+        assert json.loads((run_dir / "cam/settings.json").read_text())["recipe"] == "plus"
 
     def test_other_tags_are_another_recipe(self, chain, tiny_voc, tiny_backbone, run_dir):
         (run_dir / "ckpt").mkdir(parents=True)
@@ -177,6 +188,25 @@ class TestLocalization:
             assert ours.files == theirs.files
             for array in ours.files:
                 np.testing.assert_allclose(ours[array], theirs[array], atol=1e-3)  # float16
+
+    def test_a_recipe_makes_other_is_cams_of_the_same_checkpoint_also_of_the_authors(self, checkpoints, fixed_voc, tiny_backbone, run_dir):
+        ckpt, plus = ["--ckpt", checkpoints["authors"]], ["--recipe", "plus"]
+        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt)
+        settings = run_dir / "cam/settings.json"
+        content = json.loads(settings.read_text())
+        assert content.pop("recipe") == "sipe"
+        settings.write_text(json.dumps(content))  # as before there were recipes
+        assert "6 pictures, 0 of them to do" in run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt)
+        published = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
+        with pytest.raises(InputError, match=f"^{settings}: .*recipe"):
+            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt, *plus)
+        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt, *plus, "--overwrite")
+        found = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
+        assert (found.is_cam[0] == np.float32(RECIPES["plus"].background)).all()
+        assert np.array_equal(found.cam, published.cam) and not np.array_equal(found.is_cam, published.is_cam)
+        predict = ["--ckpt", checkpoints["authors"], "--tags", "cat", "dog", "--scales", 1.0, 0.5, *plus]
+        run_stage("predict", fixed_voc, run_dir, tiny_backbone, *predict)
+        assert np.array_equal(label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam"))
 
     def test_only_the_wanted_maps_are_kept(self, chain, fixed_voc, tiny_backbone, tmp_path):
         flags = ["--ckpt", chain / "ckpt/final.pth", "--list", write_lines(tmp_path / "one.txt", NAMES[0]), "--maps", "is_cam"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from network import prototypes
-from network.prototypes import activate, add_background, locate_seeds, peak_normalize, pool_prototypes
+from network.prototypes import activate, add_background, contrast, locate_seeds, peak_normalize, pool_prototypes, spread
 
 
 def random_case(batch=2, classes=4, channels=6, height=5, width=7, seed=0):
@@ -120,6 +120,23 @@ def test_activation_is_the_cosine_clipped_at_zero():
     features = torch.tensor([[1.0, 0.0, -1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]).view(1, 2, 2, 2)
     is_cam = activate(torch.tensor([[[2.0, 0.0]]]), features)
     torch.testing.assert_close(is_cam.flatten(), torch.tensor([1.0, 0.0, 0.0, 0.5**0.5]))
+
+
+def test_contrast_takes_the_background_off_the_classes():
+    is_cam = torch.tensor([0.4, 0.9, 0.1, 0.0]).view(1, 4, 1, 1)
+    torch.testing.assert_close(contrast(is_cam, 0.5).flatten(), torch.tensor([0.4, 0.7, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("products", [2**26, 5])
+def test_spread_is_the_mean_over_cells_by_their_similarity(monkeypatch, products):
+    monkeypatch.setattr(prototypes, "MOST_PRODUCTS", products)  # few: one cell after the other
+    features = torch.tensor([[1.0, 1.0, 0.0, -2.0], [0.0, 1.0, 3.0, 0.0]]).view(1, 2, 2, 2)  # at 0, 45, 90 and 180 degrees
+    maps = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.2, 0.4, 0.6, 0.8]]).view(1, 2, 2, 2)
+    wanted = torch.tensor([[1 / 1.5, 0.5 / 2, 0, 0], [0.4 / 1.5, 0.8 / 2, 0.8 / 1.5, 0.8]])  # cos(45) ** 2 = 0.5
+    torch.testing.assert_close(spread(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(spread(maps, features, 2), spread(maps, features, 2).float())
+        torch.testing.assert_close(spread(maps, features, 1)[0, 0].flatten()[0], torch.tensor(1 / (1 + 0.5**0.5)), atol=1e-4, rtol=0)
 
 
 def test_seeds_carry_no_gradient():

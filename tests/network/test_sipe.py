@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from data.transforms import normalize
 from network import sipe
 from network.losses import classification_loss, consistency_loss
-from network.prototypes import unit_cells
+from network.prototypes import contrast, spread, unit_cells
+from network.recipe import RECIPES
 from network.sipe import SIPE, Localization, general_cam, side_features
 from tool import trainer
 from tool.inference import load_network
@@ -192,3 +193,16 @@ def test_the_whole_step_compiles_without_a_break(model):
     found, expected = torch.compile(model, backend="eager", fullgraph=True)(*batch), model(*batch)
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other)
+
+
+def test_a_recipe_changes_the_is_cam_alone(model):
+    image, label = torch.randn(1, 3, 64, 64), torch.tensor([[1.0, 0.0, 1.0]])
+    published, recipe = model.eval().localize(image, label), RECIPES["plus"]
+    model.recipe = recipe
+    other = model.localize(image, label)
+    model.recipe = RECIPES["sipe"]
+    features = model._forward_mirrored(image)[1]
+    assert torch.equal(other.is_cam, spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity))
+    assert not torch.equal(other.is_cam, published.is_cam) and other.is_cam[:, 2].sum() == 0
+    assert all(torch.equal(getattr(other, name), getattr(published, name)) for name in ("score", "cam", "seeds"))
+    model.train()

@@ -82,6 +82,18 @@ def test_loading_fuses_what_was_written_but_for_the_rounding(path):
     assert 0 < np.abs(found[np.float16].is_cam - found[np.float32].is_cam).max() <= 2**-11
 
 
+def test_a_background_stands_in_for_the_map_of_the_background(path):
+    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1))
+    own, before = cam_file.load(path), path.read_bytes()
+    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1), background=None)
+    assert path.read_bytes() == before
+    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1), background=0.5)
+    found = cam_file.load(path)
+    assert (found.is_cam[0] == 0.5).all() and np.array_equal(found.is_cam[1:], own.is_cam[1:])
+    assert np.array_equal(found.cam, own.cam)
+    assert np.array_equal(found.label("is_cam") == 0, (own.is_cam[1:] <= 0.5).all(0))
+
+
 def test_a_file_cut_anywhere_or_changed_is_refused(written):
     whole = written.read_bytes()
     changed = bytearray(whole)
