@@ -18,4 +18,4 @@ class Recipe(NamedTuple):
     background: float | None = None
 
 
-RECIPES = {recipe.name: recipe for recipe in (Recipe(), Recipe("plus", contrast=0.5, affinity=2.0, background=0.55))}
+RECIPES = {recipe.name: recipe for recipe in (Recipe(), Recipe("plus", contrast=0.5, affinity=2.0, background=0.5))}

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from data.transforms import normalize
 from network import deeplab, losses
 from network.irn import IRN, inter_pixel_losses, sum_over_pairs
+from network.recipe import RECIPES
 from network.sipe import SIPE
 from tool import cam_file
 from tool.random_walk import random_walk, search_paths
@@ -46,7 +47,7 @@ def test_sipe_trains_and_localizes(autocast, num_classes):
         loss = losses.classification_loss(out.score, label) + losses.consistency_loss(out.cam, out.is_cam)
     assert (loss.dtype, loss.device.type) == (torch.float32, "cuda")
     assert {one.dtype for one in out} == {torch.float32}
-    for height, width in ((750, 1000), (188, 250)):
+    for (height, width), model.recipe in zip(((750, 1000), (188, 250)), RECIPES.values()):
         with autocast():
             out = model.eval().localize(picture(height, width), label[:1])
         assert out.is_cam.shape == (1, num_classes, -(-height // 16), -(-width // 16))
