@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+import eval_cam
+import eval_seg
 import make_cam
 import make_seg_labels
 import train_resnet50_SIPE
-from data.images import read_mask
-from data.registry import Dataset, Entry, open_dataset
+from data.registry import Entry, open_dataset
 from network.recipe import RECIPES
-from tool import cam_file, label_file, metrics, outputs
+from tool import metrics, outputs
 from tool.context import add_device, add_workers, cli_main, command_parser, non_negative_int, positive_int
 
 HALF = ["--crop_size", "256", "--resize_long", "160", "320"], ["--scales", "0.5", "0.25", "0.75", "1.0"]
@@ -46,10 +47,9 @@ def make_maps(args: Namespace, recipe: str, seed: int) -> Path:
 
 def compare(entry: Entry, folder: Path, num_classes: int) -> tuple[str, np.ndarray]:
     """A picture's name, and its confusion matrices by its IS-CAMs and by its CRF label: (2, K, K)."""
-    maps = cam_file.load(cam_file.path_of(folder, entry.name), num_classes)
-    truth = read_mask(entry.mask, num_classes, maps.size)
-    labels = maps.label("is_cam"), read_mask(label_file.path_of(folder / "seg_label", entry.name), num_classes, maps.size)
-    return entry.name, np.stack([metrics.confusion(truth, label, num_classes) for label in labels])
+    _, maps = eval_cam.compare(entry, folder, ["is_cam"], num_classes)
+    _, labels = eval_seg.compare(entry, folder / "seg_label", num_classes)
+    return entry.name, np.stack([maps["is_cam"], labels["label"]])
 
 
 def difference(counts: np.ndarray, rng: np.random.Generator) -> tuple[float, list[float]]:
@@ -90,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    dataset: Dataset = open_dataset("voc", args.dataset_root)
+    dataset = open_dataset("voc", args.dataset_root)
     entries = dataset.entries(args.list)
     tagged = dataset.labels(dataset.entries(dataset.spec.train_list)).sum(0)
     frequent, counts = np.array([True, *(tagged >= FREQUENT)]), []

@@ -46,9 +46,13 @@ def _inverse_norms(features: torch.Tensor) -> torch.Tensor:
     return (features.norm(dim=1, keepdim=True) + EPSILON).reciprocal()
 
 
-def _cells_at_a_time(cells: torch.Tensor) -> int:
-    """How many of the cells (B, D, N) to compare with all at a time."""
-    return max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2]))
+def _sum_by_resemblance(maps: torch.Tensor, cells: torch.Tensor, power: float = 1) -> torch.Tensor:
+    """For each cell, the sum of maps (B, K, N) over all cells (B, D, N), weighted by the ReLU product with it, to a power: (B, K, N)."""
+    at_a_time, sums = max(1, MOST_PRODUCTS // (len(cells) * cells.shape[2])), []
+    for part in cells.split(at_a_time, 2):
+        products = (cells.transpose(1, 2) @ part).relu_()
+        sums.append(maps @ (products if power == 1 else products.pow_(power)))
+    return torch.cat(sums, 2)
 
 
 @torch.no_grad()
@@ -70,9 +74,8 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
     with without_tf32(), torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
         scale = _inverse_norms(cells)  # positive, so it can wait for the ReLU and what follows
-        weighed, at_a_time = torch.cat([maps * scale, scale], 1), _cells_at_a_time(cells)
-        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_() for part in cells.split(at_a_time, 2)]
-        inter, resemblance = (torch.cat(parts, 2) * scale).split([maps.shape[1], 1], 1)
+        sums = _sum_by_resemblance(torch.cat([maps * scale, scale], 1), cells) * scale
+        inter, resemblance = sums.split([maps.shape[1], 1], 1)
         union = resemblance + maps.sum(2, keepdim=True) - inter
         fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale
@@ -127,7 +130,5 @@ def spread(maps: torch.Tensor, features: torch.Tensor, power: float = 2) -> torc
     """
     with without_tf32(), torch.autocast(maps.device.type, enabled=False):
         cells = unit_cells(features.float()).flatten(2)
-        weighed, at_a_time = F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), _cells_at_a_time(cells)
-        parts = [weighed @ (cells.transpose(1, 2) @ part).relu_().pow_(power) for part in cells.split(at_a_time, 2)]
-        sums = torch.cat(parts, 2)
+        sums = _sum_by_resemblance(F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), cells, power)
         return (sums[:, :-1] / (sums[:, -1:] + EPSILON)).view_as(maps)

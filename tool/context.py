@@ -91,7 +91,7 @@ def add_workers(parser: argparse.ArgumentParser, max_workers: int | None = 8) ->
 
 def add_recipe(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add --recipe; None: that of the checkpoint."""
-    text = "sipe as published, or plus for better maps at about the same cost; see docs/results.md"
+    text = "sipe as published, or plus for other IS-CAMs of the same network; see docs/results.md"
     parser.add_argument("--recipe", choices=RECIPES, default=default, help=f"{text} (default {default or 'that of the checkpoint'})")
 
 
@@ -210,13 +210,16 @@ def check_precision(amp: str, device: torch.device) -> None:
 
     By bf16, one with AVX2 alone takes 20 times as long as by float32; with AVX-512 alone, which oneDNN accepts, nearly three times.
     """
-    if amp == "off" or device.type != "cpu":
-        return
-    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported", None)  # PyTorch's own question to oneDNN
-    has_avx512, has_bf16 = (getattr(torch.cpu, f"_is_avx512{part}_supported", lambda: True) for part in ("", "_bf16"))
-    if (supported and not supported()) or (amp == "bf16" and has_avx512() and not has_bf16()):
-        other = " or use bf16" if amp == "fp16" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
+    if amp != "off" and device.type == "cpu" and not _has_instructions(amp):
+        other = " or use bf16" if amp == "fp16" and _has_instructions("bf16") else ""
         raise InputError(f"--amp {amp}: this processor has no instructions for it and would be slower than in float32; leave it out{other}")
+
+
+def _has_instructions(amp: str) -> bool:
+    """Whether this processor has instructions for bf16 or fp16; True where PyTorch does not say."""
+    in_onednn = getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported", lambda: True)
+    has_avx512, has_bf16 = (getattr(torch.cpu, f"_is_avx512{part}_supported", lambda: True) for part in ("", "_bf16"))
+    return in_onednn() and (amp != "bf16" or has_bf16() or not has_avx512())
 
 
 def cli_main(main: Callable[[], None]) -> int:

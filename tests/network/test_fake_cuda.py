@@ -12,6 +12,8 @@ from network.sipe import SIPE
 from tool import cam_file
 from tool.random_walk import random_walk, search_paths
 
+CUDA = torch.device("cuda")  # the code itself runs outside of it: a tensor that it makes without a device is the CPU's, and raises
+
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bf16", "fp16"])
 def autocast(request, monkeypatch):
@@ -21,9 +23,6 @@ def autocast(request, monkeypatch):
     with FakeTensorMode():
         yield lambda: torch.autocast("cuda", dtype=request.param, enabled=request.param != torch.float32)
     cam_file._interpolation.cache_clear()
-
-
-CUDA = torch.device("cuda")  # the code itself runs outside of it: a tensor that it makes without a device is the CPU's, and raises
 
 
 def picture(*size: int) -> torch.Tensor:
