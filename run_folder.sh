@@ -2,7 +2,8 @@
 # Your own pictures, from image tags to a segmentation network and its masks of them, evaluated if you have masks. Finished stages are
 # skipped; the same command resumes.
 #
-#   bash run_folder.sh --dataset_root DIR [--run_dir DIR] [--gpus N] [--refine crf|irn] [--from STAGE] [--until STAGE] [--with STAGE FLAGS]...
+#   bash run_folder.sh --dataset_root DIR [--run_dir DIR] [--gpus N] [--recipe sipe|plus] [--refine crf|irn]
+#        [--from STAGE] [--until STAGE] [--with STAGE FLAGS]...
 #
 # --until make_seg_labels stops after the pseudo labels, --from train_seg starts there (docs/stages.md lists the stages).
 # --with adds flags to a stage: --with train_resnet50_SIPE "--max_epochs 50 --crop_size 256"
@@ -16,8 +17,8 @@ HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_data
 if "$PYTHON" -c "$HAS_MASKS" "$DATASET_ROOT" 2>/dev/null; then EVALUATE=1; else EVALUATE=0; fi
 
 DATA=(--dataset folder --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")
-launch "$GPUS" train_resnet50_SIPE "${DATA[@]}"
-launch "$GPUS" make_cam "${DATA[@]}"
+launch "$GPUS" train_resnet50_SIPE "${DATA[@]}" ${RECIPE:+--recipe "$RECIPE"}
+launch "$GPUS" make_cam "${DATA[@]}" ${RECIPE:+--recipe "$RECIPE"}
 if [ $EVALUATE = 1 ]; then launch 1 eval_cam "${DATA[@]}"; fi
 if [ "$REFINE" = irn ]; then launch 1 make_ir_labels "${DATA[@]}"; fi
 if [ "$REFINE" = irn ]; then launch "$GPUS" train_irn "${DATA[@]}"; fi

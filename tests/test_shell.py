@@ -24,7 +24,7 @@ FAKE = f"""#!/usr/bin/env bash
 IFS='|'; echo "$*" >>"$CALLS"; [ "$1" != "${{FAILS:-}}" ] || exit 2
 [ "$2" != venv ] || {{ mkdir -p .venv/bin; cp "$0" .venv/bin/python; }}
 """
-WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--refine|--from|--until|--run_dir|--with
+WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--recipe|--refine|--from|--until|--run_dir|--with
 --device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''|--until '*'
 --until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7""".replace("\n", "|")
 
@@ -55,9 +55,10 @@ def start(tmp_path):
     return run
 
 
-def calls_by_stage(script: str, folder: Path, refine: str, gpus: int = 1) -> dict[str, list[str]]:
+def calls_by_stage(script: str, folder: Path, refine: str, gpus: int = 1, recipe: tuple[str, ...] = ()) -> dict[str, list[str]]:
     _, epochs, eval_list, _ = CHAINS[script]
     more = {"make_seg_labels": ["--refine", refine], "train_seg": ["--max_epochs", epochs]}
+    more |= {"train_resnet50_SIPE": recipe, "make_cam": recipe}
     more["infer_seg"] = ["--list", eval_list.replace("masked", "tagged")]
     more["eval_seg_pred"] = ["--list", eval_list, "--label_dir", f"{folder}/a run/seg_pred"]
     data = ["--dataset", script[4:-3], "--dataset_root", f"{folder}/the data", "--run_dir", f"{folder}/a run"]
@@ -68,12 +69,14 @@ def calls_by_stage(script: str, folder: Path, refine: str, gpus: int = 1) -> dic
 
 
 @pytest.mark.parametrize(
-    ("flags", "first", "last"), [("", 0, 9), ("--gpus 4", 0, 9), ("--from eval_seg", 6, 9), ("--from train_irn --until eval_seg", 4, 6)]
+    ("flags", "first", "last"),
+    [("", 0, 9), ("--gpus 4", 0, 9), ("--recipe plus", 0, 9), ("--from eval_seg", 6, 9), ("--from train_irn --until eval_seg", 4, 6)],
 )
 @pytest.mark.parametrize(("script", "refine"), [(script, refine) for script in CHAINS for refine in ("", "irn", "crf")])
 def test_a_chain_starts_its_stages_in_order(start, script, refine, flags, first, last, tmp_path):
     done, calls = start(f"{script} {flags} {f'--refine {refine}' if refine else ''}")
-    stages = calls_by_stage(script, tmp_path, refine or CHAINS[script][0], 4 if "gpus" in flags else 1)
+    recipe = ("--recipe", "plus") if "recipe" in flags else ()
+    stages = calls_by_stage(script, tmp_path, refine or CHAINS[script][0], 4 if "gpus" in flags else 1, recipe)
     assert done.returncode == 0 and calls == [call for stage, call in stages.items() if stage in STAGES[first : last + 1]]
 
 

@@ -2,7 +2,7 @@
 HERE=$PWD
 cd "$(dirname "$0")"
 STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred"
-FROM=train_resnet50_SIPE UNTIL=eval_seg_pred
+FROM=train_resnet50_SIPE UNTIL=eval_seg_pred RECIPE=
 for stage in $STAGES; do printf -v "FLAGS_$stage" %s ""; done
 
 fail() {  # fail MESSAGE: end the script with one line
@@ -41,7 +41,7 @@ read_flags() {  # read_flags "name|name" "$@": --name VALUE sets NAME, --with ST
 }
 
 read_chain_flags() {  # read_chain_flags "$@": the flags that all chains share, checked
-    read_flags "dataset_root|run_dir|gpus|refine|from|until|with" "$@"
+    read_flags "dataset_root|run_dir|gpus|recipe|refine|from|until|with" "$@"
     check_stage --from "$FROM"; check_stage --until "$UNTIL"
     is_wanted "$FROM" || fail "--from $FROM comes after --until $UNTIL; the order is $STAGES"
     [[ $GPUS =~ ^(1|2|4|8|16)$ ]] || fail "--gpus $GPUS: 1, 2, 4, 8 or 16 GPUs share the batch of 16"
