@@ -13,14 +13,16 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from data.images import to_stored_frame
 from data.registry import Dataset, Entries, Entry, open_dataset
+from data.transforms import enlarge, strongest
 from errors import InputError
 from network.sipe import SIPE
 from tool import crf, label_file, outputs
-from tool.context import add_max_side, add_overwrite, add_scales, add_switch, cli_main, parse_stage, run_context, stage_parser
+from tool.context import add_max_side, add_results, add_scales, add_switch, cli_main, parse_stage, run_context, stage_parser
 from tool.inference import load_network, segment_all
 
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # where VOC's server looks for masks of methods that use other data too
@@ -38,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     save_prob = "also write the probabilities of the likely classes: NAME.npz with keys (k,) and probability (k, H, W) in float16"
     add_switch(parser, "--save_prob", save_prob)
     parser.add_argument("--submission", type=Path, help="pack the masks into this .tgz for VOC's test server (default off)")
-    add_overwrite(parser)
+    add_results(parser)
     args = parse_stage(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/seg.pth"
     args.label_dir = args.label_dir or args.run_dir / "seg_pred"
@@ -89,13 +91,17 @@ def main(argv: list[str] | None = None) -> None:
         return label_file.is_prediction_up_to_date(args.label_dir, entry.name, args.save_prob, entry.picture)
 
     with run_context(args) as context:
-        outputs.prepare_output_dir(args.label_dir, "infer_seg", settings(args, dataset, model), context, args.overwrite)
-        todo = entries.select(outputs.unfinished(entries, is_done, context))
-        for item, keys, maps in segment_all(model, todo, None, args, context):
-            stored = to_stored_frame(maps, item.orientation)
-            label_file.save_prediction(args.label_dir, todo[item.index].name, keys, stored, args.save_prob)
-        context.barrier()
-        context.print(f"wrote {args.label_dir}")
+        results = outputs.Results(args.label_dir, "infer_seg", settings(args, dataset, model), context, args)
+        todo = entries.select(results.unfinished(entries, is_done, label_file.kilobytes(args.save_prob)))
+        for item, keys, maps in segment_all(model, todo, None, args, results):
+            name = todo[item.index].name
+            if args.save_prob:
+                stored = to_stored_frame(enlarge(maps, item.size), item.orientation)
+                label_file.save_prediction(args.label_dir, name, keys, stored, with_probability=True)
+            else:
+                label = keys.astype(np.uint8)[to_stored_frame(strongest(maps, item.size), item.orientation)]
+                label_file.save(label_file.path_of(args.label_dir, name), label)
+        results.finish()
         if args.submission and context.is_main:
             pack(entries, args)
             context.print(f"wrote {args.submission}")

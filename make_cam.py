@@ -21,8 +21,10 @@ from errors import InputError
 from network.recipe import Recipe
 from network.sipe import SIPE
 from tool import cam_file, outputs
-from tool.context import Context, add_overwrite, add_recipe, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
+from tool.context import add_recipe, add_results, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
 from tool.inference import load_network, multiscale_cams, to_device
+
+KILOBYTES = 25  # of a CAM file of VOC, about
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--maps", nargs="+", choices=cam_file.KINDS, default=list(cam_file.KINDS), help="maps to keep (default both)")
     batch_size = "pictures of one size that share a batch, fewer if they are larger than 640x480 (default 8 on a GPU, 1 on a CPU)"
     parser.add_argument("--batch_size", type=positive_int, help=batch_size)
-    add_overwrite(parser)
+    add_results(parser)
     args = parse_stage(parser, argv)
     args.ckpt = args.ckpt or args.run_dir / "ckpt/final.pth"
     return args
@@ -67,17 +69,17 @@ def main(argv: list[str] | None = None) -> None:
         return outputs.is_up_to_date(cam_file.path_of(args.run_dir, entry.name), entry.picture, dataset.tag_file(entry.name))
 
     with run_context(args) as context:
-        outputs.prepare_output_dir(folder, "make_cam", settings(args, dataset, model.recipe), context, args.overwrite)
-        todo = outputs.unfinished(entries, is_done, context)
-        make_cams(to_device(model, context), entries.select(todo), labels[todo], args, context)
-        context.barrier()
-        context.print(f"wrote {folder}")
+        results = outputs.Results(folder, "make_cam", settings(args, dataset, model.recipe), context, args)
+        todo = results.unfinished(entries, is_done, KILOBYTES)
+        make_cams(to_device(model, context), entries.select(todo), labels[todo], args, results)
+        results.finish()
 
 
-def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.Namespace, context: Context) -> None:
-    loader = inference_loader(Pyramids(entries, labels, args.scales), args.num_workers, pin_memory=context.is_cuda)
+def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.Namespace, results: outputs.Results) -> None:
+    context = results.context
+    loader = inference_loader(Pyramids(entries, labels, args.scales, skip=True), args.num_workers, pin_memory=context.is_cuda)
     with tqdm(total=len(entries), desc="CAM", unit="picture", disable=not context.is_main) as bar:
-        for items in by_size(loader, args.batch_size or (8 if context.is_cuda else 1)):
+        for items in by_size(results.readable(loader), args.batch_size or (8 if context.is_cuda else 1)):
             for item, (keys, maps) in zip(items, multiscale_cams(model, items, context)):
                 stored = {kind: [to_stored_frame(grid.numpy(), item.orientation) for grid in maps[kind]] for kind in args.maps}
                 path, size = cam_file.path_of(args.run_dir, entries[item.index].name), stored_size(item.size, item.orientation)

@@ -16,14 +16,16 @@ from tqdm import tqdm
 from data.images import read_picture
 from data.registry import Entry, open_dataset
 from tool import cam_file, crf, label_file, outputs
-from tool.context import add_overwrite, cli_main, parse_stage, run_context, stage_parser
+from tool.context import add_results, cli_main, parse_stage, run_context, stage_parser
+
+KILOBYTES = 8  # of a label of VOC, about
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage_parser(__doc__, device=False, max_workers=None)
     parser.add_argument("--list", help="pictures: a list's name (train_aug) or a text file (default: the training list)")
     parser.add_argument("--map", choices=cam_file.KINDS, default="is_cam", help="kind of map to start from (default is_cam)")
-    add_overwrite(parser)
+    add_results(parser)
     return parse_stage(parser, argv)
 
 
@@ -47,14 +49,12 @@ def main(argv: list[str] | None = None) -> None:
 
     with run_context(args) as context:
         settings = {"cam": maps, "map": args.map, "crf": crf.SETTINGS}
-        outputs.prepare_output_dir(folder, "make_ir_labels", settings, context, args.overwrite)
-        todo = entries.select(outputs.unfinished(entries, is_done, context))
+        results = outputs.Results(folder, "make_ir_labels", settings, context, args)
+        todo = entries.select(results.unfinished(entries, is_done, KILOBYTES))
         work = functools.partial(make_label, run_dir=args.run_dir, folder=folder, kind=args.map, num_classes=dataset.num_classes)
-        results = outputs.parallel_map(work, todo, args.num_workers)
-        for _ in tqdm(results, desc="CRF", unit="picture", disable=not context.is_main):
+        for _ in tqdm(results.map(work, todo, args.num_workers), "CRF", len(todo), unit="picture", disable=not context.is_main):
             pass
-        context.barrier()
-        context.print(f"wrote {folder}")
+        results.finish()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from data.registry import Dataset, Entries, Entry, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
 from tool import cam_file, crf, label_file, outputs
-from tool.context import Context, add_overwrite, add_switch, cli_main, parse_stage, run_context, stage_parser
+from tool.context import Context, add_results, add_switch, cli_main, parse_stage, run_context, stage_parser
 from tool.inference import load_irn, to_device
 from tool.random_walk import random_walk
 
@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--irn_ckpt", type=Path, help="IRN's checkpoint, ours or the authors' (default RUN_DIR/ckpt/irn.pth)")
     parser.add_argument("--beta", type=float, help="power of the affinities of the random walk; a higher one spreads less (default 10)")
     parser.add_argument("--exp_times", type=int, help="the random walk takes 2 ** exp_times steps (default 8)")
-    add_overwrite(parser)
+    add_results(parser)
     args = parse_stage(parser, argv)
     args.label_dir = args.label_dir or args.run_dir / "seg_label"
     flags = {"irn": {"irn_ckpt": args.run_dir / "ckpt/irn.pth", "beta": 10.0, "exp_times": 8}, "crf": {"crf_on": "labels"}}
@@ -139,13 +139,14 @@ def refine_together(model: IRN, crop_size: int, prepared: Sequence[Prepared], ar
         label_file.save_prediction(args.label_dir, one.entry.name, one.keys, stored, args.save_prob)
 
 
-def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, context: Context) -> None:
+def make_labels(irn: tuple[IRN, int] | None, todo: Entries, args: argparse.Namespace, num_classes: int, results: outputs.Results) -> None:
+    context = results.context
     work = functools.partial(prepare if irn else refine_alone, args=args, num_classes=num_classes)
-    results = iter(outputs.parallel_map(work, todo, min(args.num_workers, MAX_READERS) if irn else args.num_workers))
+    prepared = results.map(work, todo, min(args.num_workers, MAX_READERS) if irn else args.num_workers)
     if irn:
         to_device(irn[0], context)
     with tqdm(total=len(todo), desc=args.refine, unit="picture", disable=not context.is_main) as bar:
-        while done := list(itertools.islice(results, WALK_BATCH if irn and context.is_cuda else 1)):
+        while done := list(itertools.islice(prepared, WALK_BATCH if irn and context.is_cuda else 1)):
             if irn:
                 refine_together(*irn, done, args, context)
             bar.update(len(done))
@@ -165,10 +166,10 @@ def main(argv: list[str] | None = None) -> None:
         return label_file.is_prediction_up_to_date(args.label_dir, entry.name, args.save_prob, *sources)
 
     with run_context(args) as context:
-        outputs.prepare_output_dir(args.label_dir, "make_seg_labels", made_by, context, args.overwrite)
-        make_labels(irn, entries.select(outputs.unfinished(entries, is_done, context)), args, dataset.num_classes, context)
-        context.barrier()
-        context.print(f"wrote {args.label_dir}")
+        results = outputs.Results(args.label_dir, "make_seg_labels", made_by, context, args)
+        todo = entries.select(results.unfinished(entries, is_done, label_file.kilobytes(args.save_prob)))
+        make_labels(irn, todo, args, dataset.num_classes, results)
+        results.finish()
 
 
 if __name__ == "__main__":

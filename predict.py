@@ -26,11 +26,14 @@ from data.annotations import PICTURE_TYPES, checked, find_files, label_of, plain
 from data.datasets import Pyramid
 from data.images import read_mask, to_stored_frame
 from data.registry import Entries, Entry
+from data.transforms import strongest
 from errors import InputError
 from network.sipe import SIPE
 from tool import context as ctx
 from tool import crf, label_file, outputs, visualize
 from tool.inference import load_network, segment_all
+
+KILOBYTES = 60  # of the mask and the overlay of a picture of VOC, about
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     ctx.add_max_side(parser)
     ctx.add_switch(parser, "--crf", "move the borders to the picture's edges by the dense CRF")
     ctx.add_switch(parser, "--areas", "write the pixels of each class to areas.json")
-    ctx.add_overwrite(parser)
+    ctx.add_results(parser)
     ctx.add_device(parser)
     ctx.add_workers(parser)
     args = parser.parse_args(argv)
@@ -130,6 +133,8 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
 def write_areas(entries: Entries, class_names: tuple[str, ...], output_dir: Path) -> None:
     content = {}
     for entry in entries:
+        if not label_file.path_of(output_dir, entry.name).is_file():
+            continue  # the picture could not be read
         label = read_mask(label_file.path_of(output_dir, entry.name), len(class_names))
         content[entry.name] = {"picture": str(entry.picture), "size": label.shape, "pixels": areas_of(label, class_names)}
     outputs.write_json(output_dir / "areas.json", content)
@@ -149,15 +154,15 @@ def main(argv: list[str] | None = None) -> None:
         return all(outputs.is_up_to_date(path, *sources) for path in paths_of(entry, args.run_dir))
 
     with ctx.run_context(args) as context:
-        outputs.prepare_output_dir(args.run_dir, "predict", settings(args, model), context, args.overwrite)
-        todo = outputs.unfinished(entries, is_done, context)
+        results = outputs.Results(args.run_dir, "predict", settings(args, model), context, args)
+        todo = results.unfinished(entries, is_done, KILOBYTES)
         mine = entries.select(todo)
-        for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, context):
-            write_result(mine[item.index], item, keys[maps.argmax(0)].astype(np.uint8), class_names, args.run_dir)
+        for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, results):
+            write_result(mine[item.index], item, keys.astype(np.uint8)[strongest(maps, item.size)], class_names, args.run_dir)
         context.barrier()
-        context.print(f"wrote {args.run_dir}")
         if args.areas and context.is_main:
             write_areas(entries, class_names, args.run_dir)
+        results.finish()
 
 
 if __name__ == "__main__":

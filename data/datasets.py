@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from errors import UnreadableError
+
 from .images import orientation, read_mask, read_picture, stored_size, to_upright_frame
-from .registry import Entries
+from .registry import Entries, Entry
 from .transforms import augment, augment_pair, jitter, resize, shrink, to_tensor
 
 USUAL_PIXELS = 640 * 480  # of a picture; batches of larger ones are smaller
@@ -78,22 +80,35 @@ class Pyramid(NamedTuple):
     picture: np.ndarray  # (H, W, 3) uint8, as read
 
 
+class Unread(NamedTuple):
+    """What there is in place of a picture that cannot be read."""
+
+    entry: Entry
+    reason: str
+
+
 class Pyramids(Dataset):
     """Whole pictures at several scales, for inference.
 
     labels: (N, K-1), or None if there are none. max_side: larger pictures are shrunk to it before they are scaled; 0: never.
+    skip: an Unread takes the place of a picture that cannot be read, instead of an UnreadableError.
     """
 
-    def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int = 0):
-        self.entries, self.scales, self.max_side = entries, scales, max_side
+    def __init__(self, entries: Entries, labels: np.ndarray | None, scales: Sequence[float], max_side: int = 0, skip: bool = False):
+        self.entries, self.scales, self.max_side, self.skip = entries, scales, max_side, skip
         self.labels = np.zeros((len(entries), 0), np.float32) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> Pyramid:
+    def __getitem__(self, index: int) -> Pyramid | Unread:
         path = self.entries[index].picture
-        picture = read_picture(path)
+        try:
+            picture = read_picture(path)
+        except UnreadableError as error:
+            if not self.skip:
+                raise
+            return Unread(self.entries[index], str(error))
         small = shrink(picture, self.max_side)
         images = [to_tensor(resize(small, scale)) for scale in self.scales]
         label = torch.from_numpy(self.labels[index])
@@ -134,7 +149,7 @@ def training_loader(dataset: Dataset, batches: ResumableBatches, num_workers: in
 
 
 def inference_loader(dataset: Pyramids, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """Load one Pyramid at a time, in order; pin_memory if a GPU takes them (this makes lists of its tuples)."""
+    """Load one item at a time, in order; pin_memory if a GPU takes them (this makes lists of its tuples)."""
     return DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_unchanged)
 
 

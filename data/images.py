@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from errors import InputError
+from errors import InputError, UnreadableError
 
 IGNORE = 255  # the label of pixels that have no class
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # of a picture; PIL refuses larger ones
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a file that is no picture
 _ORIENTATION = 0x0112  # EXIF tag
@@ -26,7 +27,7 @@ def read_picture(path: Path, upright: bool = True, least_side: int | None = None
     Grey, CMYK and palettes become RGB, 16 bits become 8, transparent parts become white.
     least_side: JPEGs are decoded at a half, a quarter or an eighth of their size, several times as fast, as long as their longer side
     keeps at least this many pixels.
-    Raises InputError for a missing, truncated or unreadable file.
+    Raises UnreadableError for a missing, truncated or unreadable file.
     """
     try:
         with Image.open(path) as image:
@@ -42,11 +43,12 @@ def read_picture(path: Path, upright: bool = True, least_side: int | None = None
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
     except _UNREADABLE as error:
-        raise InputError(f"{path}: unreadable picture ({getattr(error, 'strerror', None) or error}); replace it or list others") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableError(f"{path}: unreadable picture ({reason}); replace it or list others") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a stored picture, from its header alone if possible. Raises InputError as `read_picture` does."""
+    """(H, W) of a stored picture, from its header alone if possible. Raises UnreadableError as `read_picture` does."""
     try:
         with Image.open(path) as image:
             if image.format != "TIFF":  # PIL turns it while reading

@@ -79,6 +79,19 @@ def shrink(picture: np.ndarray, max_side: int) -> np.ndarray:
     return resize(picture, min(1.0, max_side / max(picture.shape[:2]))) if max_side else picture
 
 
+def strongest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which of the maps (k, h, w) float32, k < 256, is the strongest when they are resized as by `enlarge`: (H, W) uint8.
+
+    Two maps at a time: all maps of a large photograph would take gigabytes.
+    """
+    label, highest = np.zeros(size, np.uint8), enlarge(maps[:1], size)[0].copy()
+    for i in range(1, len(maps)):
+        one = enlarge(maps[i : i + 1], size)[0]
+        label[one > highest] = i
+        np.maximum(highest, one, out=highest)
+    return label
+
+
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize maps (k, h, w) float32 of a picture that was shrunk to (k, H, W), bilinear."""
     if maps.shape[1:] == tuple(size):

@@ -205,7 +205,8 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """The files below a folder, locks and notes of sizes left out."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
 
 def times_below(folder: Path) -> dict[str, int]:

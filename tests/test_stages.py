@@ -37,8 +37,8 @@ import eval_cam
 import eval_seg
 import prepare_coco
 import prepare_voc
-from errors import InputError
-from tool import cam_file, label_file
+from errors import InputError, SkippedError
+from tool import cam_file, label_file, outputs
 from tool.context import cli_main
 
 TRAININGS = [name for name, stage in STAGES.items() if stage.is_training]
@@ -176,6 +176,39 @@ def test_only_what_is_older_than_its_sources_is_made_again(name, newer, chain, r
     assert_same_results(makes, results_of(name, chain))
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_picture_of_another_size_is_made_again_though_its_file_is_older(name, chain, run_dir, tiny_voc, tiny_backbone):
+    makes = prepare(name, chain, run_dir, with_results=True)
+    run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    picture, before = tiny_voc / f"JPEGImages/{NAMES[1]}.jpg", times_below(makes)
+    picture.write_bytes(picture.read_bytes() + b" ")
+    os.utime(picture, (1, 1))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):  # also if the next run is stopped
+        stop_after(patch, outputs.Results, "readable", 0)
+        run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    after = times_below(makes)
+    assert {Path(path).name.split(".")[0].removesuffix("_overlay") for path in after if after[path] != before[path]} == {NAMES[1]}
+    run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    assert times_below(makes) == after
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(name, chain, run_dir, tiny_voc, tiny_backbone, capsys):
+    makes, picture = prepare(name, chain, run_dir), tiny_voc / f"JPEGImages/{NAMES[0]}.jpg"
+    whole = picture.read_bytes()
+    cut(picture)
+    with pytest.raises(SkippedError, match=f"^{makes / 'skipped.json'}: "):
+        run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    assert f"left out: {picture}: " in capsys.readouterr().out
+    assert list(outputs.read_json(makes / "skipped.json")) == [NAMES[0]]
+    done = {path for path in files_below(results_of(name, chain)) if not Path(path).name.startswith(NAMES[0])}
+    assert files_below(makes) == done | {"skipped.json"}
+    picture.write_bytes(whole)
+    run_stage(name, tiny_voc, run_dir, tiny_backbone)
+    assert_same_results(makes, results_of(name, chain))
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -205,7 +238,7 @@ def test_a_spoilt_input_is_named(name, spoilt, how, chain, run_dir, tiny_voc, ti
     if name == "predict" and how is Path.unlink and path.suffix == ".jpg":
         pytest.skip("a picture that is not there is no picture of the folder")
     with pytest.raises(InputError) as error:
-        run_stage(name, tiny_voc, run_dir, weights)
+        run_stage(name, tiny_voc, run_dir, weights, *(["--strict"] if name in FOLDERS else []))
     assert str(path) in str(error.value)
     assert not list(run_dir.rglob("*.tmp"))
 
@@ -246,12 +279,18 @@ def test_an_error_reaches_the_user_as_one_line(script, tmp_path, capsys, monkeyp
 
 
 def test_an_error_in_a_worker_process_is_one_line(chain, run_dir, tiny_voc, tiny_backbone, capfd, monkeypatch):
-    prepare("make_ir_labels", chain, run_dir)
-    cut(cam_file.path_of(run_dir, NAMES[2]))
-    monkeypatch.setattr(sys, "argv", ["make_ir_labels.py"])
-    assert cli_main(lambda: run_stage("make_ir_labels", tiny_voc, run_dir, tiny_backbone, num_workers=1)) == 2
+    prepare("train_irn", chain, run_dir)
+    cut(tiny_voc / f"JPEGImages/{NAMES[2]}.jpg")
+    monkeypatch.setattr(sys, "argv", ["train_irn.py"])
+    assert cli_main(lambda: run_stage("train_irn", tiny_voc, run_dir, tiny_backbone, num_workers=1)) == 2
     printed = [line for line in capfd.readouterr().err.splitlines() if "error" in line.lower()]
-    assert len(printed) == 1 and str(cam_file.path_of(run_dir, NAMES[2])) in printed[0]
+    assert len(printed) == 1 and f"JPEGImages/{NAMES[2]}.jpg" in printed[0]
+
+
+def test_pictures_that_are_left_out_give_status_three(chain, run_dir, tiny_voc, tiny_backbone):
+    prepare("make_cam", chain, run_dir)
+    cut(tiny_voc / f"JPEGImages/{NAMES[2]}.jpg")
+    assert cli_main(lambda: run_stage("make_cam", tiny_voc, run_dir, tiny_backbone)) == 3
 
 
 class TestRotatedPictures:

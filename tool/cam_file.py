@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from errors import InputError
+from data.images import MAX_PIXELS
+from errors import InputError, UnreadableError
 from network.prototypes import peak_normalize
 
 from .outputs import SETTINGS, atomic_write, read_json
@@ -127,26 +128,33 @@ def save(
 def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int] | None = None) -> CamFile:
     """Read a CAM file into full-size maps.
 
-    Raises InputError for a missing, damaged or foreign file (nothing in it is ever executed), and, where num_classes or the picture's
-    (H, W) are given, for one with other classes or another size.
+    Raises UnreadableError for a missing, damaged or foreign file (nothing in it is ever executed, and nothing is unpacked that is larger
+    than its picture), and, where the picture's (H, W) are given, for one of another size; InputError for more classes than num_classes.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged file open
-            keys, own_size = _read_keys(arrays["keys"]), tuple(int(side) for side in arrays["size"])
+            keys, own_size = _read_keys(_read(arrays, "keys")), tuple(int(side) for side in _read(arrays, "size"))
             maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in KINDS}
     except FileNotFoundError:
-        raise InputError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
+        raise UnreadableError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
     except Exception as error:  # a damaged zip or array raises nearly anything
-        raise InputError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
+        raise UnreadableError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
     if num_classes is not None and keys.max() >= num_classes:
         raise InputError(f"{path}: holds class {keys.max()}, the dataset has 0..{num_classes - 1}; use the --dataset that it was made with")
     if size is not None and own_size != tuple(size):
-        raise InputError(
+        raise UnreadableError(
             f"{path}: is for a picture of {own_size[1]}x{own_size[0]}, the picture has {size[1]}x{size[0]}; "
             "delete it and run make_cam.py again"
         )
     return CamFile(path, keys, own_size, **maps)
+
+
+def _read(arrays: np.lib.npyio.NpzFile, name: str, cells: int = 256) -> np.ndarray:
+    """An array of the file; raises ValueError before it is unpacked where it has more than so many float64 cells and a header."""
+    if arrays.zip.getinfo(f"{name}.npy").file_size > 8 * cells + 1000:
+        raise ValueError(f"its {name} is too large")
+    return arrays[name]
 
 
 def _read_keys(keys: np.ndarray) -> np.ndarray:
@@ -157,10 +165,11 @@ def _read_keys(keys: np.ndarray) -> np.ndarray:
 
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
     names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
-    grids = [torch.from_numpy(arrays[name]) for name in names]
-    fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] < 2**31
+    fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
+    most = count * (size[0] // 2 + 64) * (size[1] // 2 + 64) if fits else 0  # at scale 8 the grid has half the picture's side
+    grids = [torch.from_numpy(_read(arrays, name, most)) for name in names]
     if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
     is_cam = kind == "is_cam"
-    background = float(arrays["background"]) if is_cam and "background" in arrays else None
+    background = float(_read(arrays, "background")) if is_cam and "background" in arrays else None
     return fuse(grids, size, normalize=is_cam, background=background).numpy() if grids else None

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,14 @@ from network.recipe import RECIPES
 
 from .outputs import make_writable
 
+try:
+    import resource  # not on Windows
+except ImportError:
+    resource = None
+
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SCALE = 8
+FEW_FILES = 4096
 PATIENCE = timedelta(hours=1)  # with a process that does not answer; one that has ended is noticed at once by gloo
 
 
@@ -106,9 +112,10 @@ def add_switch(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
     parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=f"{text} (default off)")
 
 
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Add --overwrite."""
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite and --strict."""
     add_switch(parser, "--overwrite", "delete the results in the output folder and make them again")
+    add_switch(parser, "--strict", "stop at the first picture that cannot be read, instead of naming all of them at the end, with status 3")
 
 
 def add_scales(parser: argparse.ArgumentParser, default: list[float], note: str = "") -> None:
@@ -130,6 +137,7 @@ class Context:
     rank: int = 0
     world_size: int = 1
     amp: torch.dtype | None = None
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # what ends with the command
 
     @property
     def is_main(self) -> bool:
@@ -143,10 +151,10 @@ class Context:
         """The context in which a network runs at the precision of --amp."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
-    def print(self, text: str) -> None:
-        """Print a line on rank 0."""
+    def print(self, text: str, end: str = "\n") -> None:
+        """Print a text on rank 0."""
         if self.is_main:
-            print(text, flush=True)
+            print(text, end=end, flush=True)
 
     def shard(self, items: Sequence) -> Sequence:
         """This process's share of a list, without padding or duplicates."""
@@ -182,7 +190,8 @@ def run_context(args: argparse.Namespace) -> Iterator[Context]:
     if processes > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # objects and barriers go by gloo
         dist.init_process_group(backend, timeout=PATIENCE)
-    yield Context(device, int(os.environ.get("RANK", 0)), processes, AMP[amp])
+    with contextlib.ExitStack() as stack:
+        yield Context(device, int(os.environ.get("RANK", 0)), processes, AMP[amp], stack)
     if processes > 1:  # not after an error: the other processes may be waiting for this one
         dist.destroy_process_group()
 
@@ -227,6 +236,7 @@ def cli_main(main: Callable[[], None]) -> int:
     program = Path(sys.argv[0]).name
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
+    _allow_open_files()
     try:
         main()
     except KeyboardInterrupt:
@@ -238,8 +248,18 @@ def cli_main(main: Callable[[], None]) -> int:
         if message is None:
             raise
         print(f"{program}: error: {message}", file=sys.stderr, flush=True)
-        return 2
+        return getattr(error, "status", InputError.status)
     return 0
+
+
+def _allow_open_files() -> None:
+    """As many open files as the system allows; where these are few, worker processes pass tensors without keeping a file open for each."""
+    if resource is None:
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < FEW_FILES:
+        torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def _one_line(error: Exception) -> str | None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data.annotations import read_classes
 from data.datasets import Pyramid, Pyramids, inference_loader, kept_classes
 from data.registry import COCO, VOC, Entries
-from data.transforms import enlarge, normalize, shrink
+from data.transforms import normalize, shrink
 from errors import InputError
 from network import deeplab
 from network.irn import IRN
@@ -22,6 +22,7 @@ from network.sipe import SIPE
 
 from . import cam_file, checkpoint, crf
 from .context import Context
+from .outputs import Results
 
 MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
 
@@ -111,7 +112,7 @@ def likely_classes(probability: np.ndarray) -> np.ndarray:
 
 
 def segment(model: nn.Module, item: Pyramid, max_side: int, use_crf: bool, context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The class ids (k,) that matter to a picture, and how strongly each pixel belongs to each: (k, H, W) in [0, 1], upright."""
+    """The class ids (k,) that matter to a picture, and how strongly each pixel belongs to each: (k, h, w) in [0, 1], working size."""
     picture = shrink(item.picture, max_side) if use_crf else None
     if isinstance(model, SIPE):
         keys, maps = multiscale_cams(model, [item], context)[0]
@@ -124,14 +125,19 @@ def segment(model: nn.Module, item: Pyramid, max_side: int, use_crf: bool, conte
         maps = maps[keys]
         if use_crf:
             maps = crf.refine_maps(picture, maps, **(crf.SEGMENTATION | model.crf))
-    return keys, enlarge(maps, item.size)
+    return keys, maps
 
 
 def segment_all(
-    model: nn.Module, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, context: Context
+    model: nn.Module, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, results: Results
 ) -> Iterator[tuple[Pyramid, np.ndarray, np.ndarray]]:
-    """`segment` every picture, under a progress bar; args: scales, max_side, crf, num_workers. labels: (len(entries), K-1), for SIPE."""
+    """`segment` every picture that can be read, under a progress bar; args: scales, max_side, crf, num_workers.
+
+    labels: (len(entries), K-1), for SIPE.
+    """
+    context = results.context
     to_device(model, context)
-    loader = inference_loader(Pyramids(entries, labels, args.scales, args.max_side), args.num_workers, pin_memory=context.is_cuda)
-    for item in tqdm(loader, desc="masks", unit="picture", disable=not context.is_main):
+    pyramids = Pyramids(entries, labels, args.scales, args.max_side, skip=True)
+    loader = tqdm(inference_loader(pyramids, args.num_workers, context.is_cuda), "masks", unit="picture", disable=not context.is_main)
+    for item in results.readable(loader):
         yield item, *segment(model, item, args.max_side, args.crf, context)

@@ -1,28 +1,39 @@
-"""What a stage writes: whole files only, and one rule for what is already done.
+"""What a stage writes: whole files only, one writer a folder, and one rule for what is already done.
 
 A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date
-if it exists and is not older than the files that it was made from.
+if it exists, is not older than the files that it was made from, and its picture has as many bytes as .sizes.json notes.
 """
 
+import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
-from errors import InputError
+from data.datasets import Unread
+from data.images import picture_size
+from data.registry import Entries, Entry
+from errors import InputError, SkippedError, UnreadableError
 
 if TYPE_CHECKING:
     from .context import Context
 
-SETTINGS = "settings.json"
+SETTINGS, SIZES, SKIPPED = "settings.json", ".sizes.json", "skipped.json"
 LATER_SETTINGS = {"recipe": "sipe"}  # what folders without them were made with
+DYING = 30  # seconds that the worker processes of a killed command may take to end
 RESULTS = (".npz", ".png", ".jpg", ".json")
 
 
@@ -92,18 +103,19 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     """Note in FOLDER/settings.json which stage fills the folder and how.
 
     overwrite: delete the results in the folder. Raises InputError for a folder with other settings, and for one that holds files but no
-    settings.json of this stage: that is somebody else's, and nothing in it is deleted.
+    settings.json of this stage: that is somebody else's, and nothing in it is deleted; and where another command is writing to it.
     """
     make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}
     before = read_json(path) if path.is_file() else {}
-    ours = {SETTINGS} if "made_by" in before else set()  # somebody else's program may have a settings.json, too
+    ours = {SETTINGS, SKIPPED} if "made_by" in before else set()  # somebody else's program may have a settings.json, too
     is_empty = all(file.name in ours or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
     if before.get("made_by") != stage and not is_empty:
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]]
     if changed and not is_empty and not overwrite:
         raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
+    lock(path, context)
     context.barrier()  # all have looked before anybody writes or deletes
     if context.is_main and (changed or overwrite):
         if overwrite and not is_empty:
@@ -122,11 +134,157 @@ def _delete_results(folder: Path) -> None:
         raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); choose another folder") from None
 
 
-def unfinished(entries: Sequence[Any], is_done: Callable[[Any], bool], context: "Context") -> list[int]:
-    """The indices of this process's share of the entries that are not done; prints how many there are."""
-    todo = [i for i in context.shard(range(len(entries))) if not is_done(entries[i])]
-    context.print(f"{len(entries)} pictures, {sum(context.all_gather_object(len(todo)))} of them to do, on {context.device}")
-    return todo
+def lock(path: Path, context: "Context") -> None:
+    """Keep other commands from writing a file and what belongs to it, until this one ends. Raises InputError where one is writing."""
+    if not context.is_main:  # the processes of one torchrun share it
+        return
+    held, owner = FileLock(path.with_name(f".{path.name}.lock")), path.with_name(f".{path.name}.owner")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if _is_alive(owner):
+                raise
+            held.acquire(timeout=DYING)
+        context.stack.callback(held.release)
+        context.stack.callback(_delete, owner)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner.write_text(f"{os.getpid()} {socket.gethostname()} {since}")
+    except Timeout:
+        pid, host, since = _owner(owner)
+        who = f"process {pid} on {host}, since {since}"
+        raise InputError(f"{path.parent}: another command writes here ({who}); wait until it ends, or choose another folder") from None
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be locked ({error.strerror or error}); choose another folder") from None
+
+
+def _owner(path: Path) -> list[str]:
+    """Process id, host and start of the command that holds a lock, as far as they are known."""
+    with contextlib.suppress(OSError):
+        noted = path.read_text().split(maxsplit=2)
+        if len(noted) == 3:
+            return noted
+    return ["unknown"] * 3
+
+
+def _is_alive(owner: Path) -> bool:
+    """Whether the owner of a lock may still run: False only for a process of this machine that has ended."""
+    pid, host, _ = _owner(owner)
+    return not (pid.isdigit() and host == socket.gethostname() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists())
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+class Results:
+    """A folder that a stage fills, picture by picture: what is to do, and which pictures cannot be read.
+
+        results = Results(folder, "make_cam", settings, context, args)
+        todo = results.unfinished(entries, is_done, kilobytes=25)
+        for item in results.readable(loader):
+            ...
+        results.finish()
+
+    args: overwrite, strict. Raises InputError as `prepare_output_dir` does.
+    """
+
+    def __init__(self, folder: Path, stage: str, settings: dict[str, Any], context: "Context", args: argparse.Namespace):
+        prepare_output_dir(folder, stage, settings, context, args.overwrite)
+        self.folder, self.context, self.is_strict = folder, context, args.strict
+        self.skipped: dict[str, str] = {}  # name of a picture -> why
+        self.sizes: dict[str, int] = {}  # name of a picture -> its bytes
+
+    def unfinished(self, entries: Entries, is_done: Callable[[Entry], bool], kilobytes: float) -> list[int]:
+        """The indices of this process's share of the pictures that are to do; prints how many there are and the disk space that they need.
+
+        A picture that is replaced is to do, too, also if times do not tell: if it has another size in bytes than at the end of the run
+        that made its result. kilobytes: of the result of one.
+        """
+        context, path = self.context, self.folder / SIZES
+        before = read_json(path) if path.is_file() else {}
+        now = {entry.name: _bytes(entry.picture) for entry in entries}
+        self.sizes = before | now
+        context.barrier()  # all have read it
+        self._write(path, now | before)  # if this run is stopped, the next one sees again what was replaced
+        mine = [(i, entries[i]) for i in context.shard(range(len(entries)))]
+        todo = [i for i, entry in mine if before.get(entry.name, now[entry.name]) != now[entry.name] or not is_done(entry)]
+        count = sum(context.all_gather_object(len(todo)))
+        context.print(f"{len(entries)} pictures, {count} of them to do, on {context.device}")
+        check_space(self.folder, count * kilobytes * 1e3, context)
+        return todo
+
+    def readable(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items but those in whose place there is an Unread, which are noted. Raises its InputError with --strict."""
+        for item in items:
+            if not isinstance(item, Unread):
+                yield item
+            elif self.is_strict:
+                raise InputError(item.reason)
+            else:
+                self.skipped[item.entry.name] = item.reason
+
+    def map(self, function: Callable[[Entry], Any], entries: Entries, num_workers: int) -> Iterator[Any]:
+        """`parallel_map`, but pictures for which the function raises UnreadableError are noted and left out."""
+        return self.readable(parallel_map(functools.partial(_attempt, function), entries, num_workers))
+
+    def finish(self) -> None:
+        """Wait for the other processes. Raises SkippedError, once all pictures that could not be read are named, also in skipped.json."""
+        context, path = self.context, self.folder / SKIPPED
+        skipped = {name: reason for part in context.all_gather_object(self.skipped) for name, reason in sorted(part.items())}
+        self._write(self.folder / SIZES, self.sizes)
+        if skipped:
+            self._write(path, skipped)
+        elif context.is_main:
+            _delete(path)
+        context.print("".join(f"left out: {reason}\n" for reason in skipped.values()) + f"wrote {self.folder}")
+        if skipped:
+            raise SkippedError(f"{path}: {len(skipped)} pictures cannot be read and are left out; mend them and run the same command")
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        if self.context.is_main and not (path.is_file() and read_json(path) == content):
+            write_json(path, content)
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file; -1 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _attempt(function: Callable[[Entry], Any], entry: Entry) -> Any:
+    """What a function of a picture returns; an Unread where it raises UnreadableError."""
+    try:
+        return function(entry)
+    except UnreadableError as error:
+        return Unread(entry, str(error))
+
+
+def check_pictures(entries: Entries, num_workers: int, context: "Context") -> None:
+    """Look at the header of every picture. Raises InputError where some cannot be read, once all of them are named."""
+    mine = entries.select(context.shard(range(len(entries))))
+    found = parallel_map(functools.partial(_attempt, _check_header), mine, num_workers)
+    looks = list(tqdm(found, "pictures", len(mine), unit="picture", leave=False, disable=not context.is_main))
+    problems = sorted(look.reason for part in context.all_gather_object([look for look in looks if look]) for look in part)
+    context.print("".join(f"{problem}\n" for problem in problems[1:]), end="")
+    if problems:
+        raise InputError(problems[0] + f" (and {len(problems) - 1} others, see above)" * (len(problems) > 1))
+
+
+def _check_header(entry: Entry) -> None:
+    picture_size(entry.picture)
+
+
+def check_space(folder: Path, needed: float, context: "Context") -> None:
+    """Print how many bytes a command will write to a folder, with a warning if the disk has fewer."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    context.print(f"disk space: about {needed / 1e9:.2g} GB in {folder}")
+    if needed > free:
+        context.print(f"warning: {folder}: only {free / 1e9:.2g} GB are free; if the disk gets full, make room and run the same command")
 
 
 class _Calls(TorchDataset):

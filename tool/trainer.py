@@ -1,9 +1,9 @@
 """The training loop that all training scripts share: flags, optimizer, checkpoints to resume from, logging."""
 
 import argparse
-import contextlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.datasets import LabelledCrops, ResumableBatches, TrainingCrops, training_loader
 from errors import InputError
 
-from . import checkpoint
+from . import checkpoint, outputs
 from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
 
 # a run resumes only with the flags that it began with; a script adds its own
@@ -172,13 +172,15 @@ class Trainer:
         self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         self.start = _agree(self._resume(), files.last, context)
         self.current = self.start  # steps done, this one included
+        size = sum(value.nbytes for value in model.state_dict().values())
+        outputs.check_space(files.final.parent, 5 * size, context)  # the last one has momentum and is replaced only by a whole one
         spread = model
         if context.world_size > 1:  # buffers are BatchNorm's: frozen, SyncBatchNorm's, or rank 0's are saved
             is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             keep_buffers = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
             spread = DistributedDataParallel(model, gradient_as_bucket_view=True, **keep_buffers)
         self.network = torch.compile(spread) if args.compile else spread
-        self.logger = None  # TensorBoard's, while `batches` runs
+        self.logger = None  # while `batches` runs
 
     def _resume(self) -> int:
         """Restore the last checkpoint; returns the steps that are done."""
@@ -206,21 +208,26 @@ class Trainer:
         return self.current % self.epoch_steps == 0
 
     def batches(self, crops: TrainingCrops | LabelledCrops) -> Iterator[dict[str, torch.Tensor]]:
-        """The remaining batches on the device, under a progress bar; a checkpoint is saved when the loop's body has run."""
+        """The remaining batches on the device, under a progress bar; a checkpoint is saved when the loop's body has run.
+
+        Raises InputError before the first one where pictures cannot be read, by their headers.
+        """
         args, context = self.args, self.context
+        outputs.check_pictures(crops.entries, args.num_workers, context)
         sampler = ResumableBatches(
             self.num_pictures, args.batch_size, args.max_epochs, args.seed, self.start, context.rank, context.world_size
         )
         loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
         self.bar = tqdm(loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main)
-        logger = SummaryWriter(self.files.logs, purge_step=self.start + 1) if context.is_main else contextlib.nullcontext()
-        with logger as self.logger:
-            for batch in self.bar:
-                self.current += 1
-                torch.manual_seed(hash((args.seed, self.current, context.rank)) % 2**63)  # dropout: each process, step and run its own
-                yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
-                if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
-                    self._save()
+        self.logger = Logger(self.files.logs, self.start + 1) if context.is_main else None
+        for batch in self.bar:
+            self.current += 1
+            torch.manual_seed(hash((args.seed, self.current, context.rank)) % 2**63)  # dropout: each process, step and run its own
+            yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
+            if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
+                self._save()
+        if self.logger:
+            self.logger("close")
 
     def step(self, loss: torch.Tensor, max_norm: float = math.inf) -> torch.Tensor:
         """Take one step; returns the gradient's norm before it is clipped to max_norm."""
@@ -237,11 +244,11 @@ class Trainer:
         for name, value in scalars.items():
             self.log_scalar(f"train/{name}", value)
         if self._is_due(10 * self.args.log_every):
-            self.logger.add_image(f"train/{picture_name}", picture(), self.current, dataformats="HWC")
+            self.logger("add_image", f"train/{picture_name}", picture(), self.current, dataformats="HWC")
 
     def log_scalar(self, name: str, value: float) -> None:
         if self.logger:
-            self.logger.add_scalar(name, value, self.current)
+            self.logger("add_scalar", name, value, self.current)
 
     def _is_due(self, every: int) -> bool:
         return self.current == 1 or self.current % every == 0 or self.epoch_ends
@@ -262,13 +269,44 @@ class Trainer:
         self.context.print(f"wrote {self.files.final}")
 
 
+class Logger:
+    """TensorBoard's event file; where it cannot be written, there is one warning, and the training goes on without it."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self.folder, self.writer = folder, None
+        threading.excepthook = _without_traceback
+        self.writer = self._try(lambda: SummaryWriter(folder, purge_step=first_step))
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of the SummaryWriter, if there still is one."""
+        if self.writer:
+            self._try(lambda: getattr(self.writer, method)(*args, **kwargs))
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            self.writer = None
+            tqdm.write(f"warning: {self.folder}: cannot be written ({error.strerror or error}); the training goes on without TensorBoard")
+
+
+def _without_traceback(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises an OSError a second time where it is called."""
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
+
+
 def recipe_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
     """What a run keeps to its end: these flags, and the digest of the pictures, labels and classes that it learns from."""
     return {name: getattr(args, name) for name in flags} | {"digest": digest}
 
 
 def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any], context: Context) -> bool:
-    """Whether the final checkpoint of this recipe exists; then says so. Raises InputError for one of another recipe."""
+    """Whether the final checkpoint of this recipe exists; then says so.
+
+    Raises InputError for one of another recipe, and where another command is training it.
+    """
+    outputs.lock(files.final, context)
     if not _agree(args.resume and files.final.is_file(), files.final, context):
         return False
     _read_own(files.final, recipe)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, jitter, normalize, resize, shrink
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, augment_pair, enlarge, jitter, normalize, resize, shrink, strongest
 
 
 def white(height: int, width: int) -> np.ndarray:
@@ -48,6 +48,13 @@ def test_maps_are_enlarged_between_their_cells():
     maps = np.array([[[0.0, 1.0]]], np.float32)
     np.testing.assert_allclose(enlarge(maps, (2, 4))[0], [[0, 0.25, 0.75, 1]] * 2)
     assert enlarge(maps, (1, 2)) is maps
+
+
+def test_the_strongest_map_is_that_of_the_enlarged_maps():
+    maps = np.random.default_rng(0).random((4, 5, 7), np.float32)
+    maps[3] = maps[1]  # of equal ones the first
+    assert np.array_equal(strongest(maps, (50, 63)), enlarge(maps, (50, 63)).argmax(0))
+    assert strongest(maps, (50, 63)).dtype == np.uint8
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The CAM file: what is written comes back at full size; what is cut, foreign or hostile is refused by name."""
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_a_file_that_is_no_cam_file_is_refused_and_never_run(path, tmp_path, mon
     FOREIGN[kind](path)
     assert_refused(lambda: cam_file.load(path), path)
     assert not Path("trap-went-off").exists()
+
+
+@pytest.mark.parametrize("name", ["keys", "size", "is_cam_0"])
+def test_what_is_larger_than_the_picture_is_not_unpacked(path, name):
+    arrays = {
+        "keys": np.array([0, 1, 2]),
+        "size": np.array(SIZE),
+        "is_cam_0": np.zeros((3, 2, 2)),
+        name: np.zeros((3, 4000, 4000), np.int8),
+    }
+    np.savez_compressed(path, **arrays)
+    tracemalloc.start()
+    assert_refused(lambda: cam_file.load(path), path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size < 1e5 and peak < 1e6
 
 
 MAPS = np.zeros((3, 2, 2))

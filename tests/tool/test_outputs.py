@@ -1,16 +1,22 @@
 """What a stage writes: files that are whole or absent, folders of one making, work done once whatever the number of workers."""
 
+import argparse
 import contextlib
 import json
 import os
+import socket
+import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from data.registry import Entries
 from errors import InputError
 from tool import outputs
 from tool.context import Context, cli_main
@@ -35,7 +41,7 @@ def assert_refused(call, path: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 class TestFiles:
@@ -155,10 +161,46 @@ class TestPrepareOutputDir:
         assert (tmp_path / "settings.json").read_text() == MADE["settings.json"]
 
 
-def test_unfinished_is_this_processs_share_of_what_is_not_done(capsys):
-    todo = outputs.unfinished("abcdef", lambda entry: entry in "bcf", OneOfTwo(torch.device("cpu"), 0, 2))
-    assert todo == [0, 4]  # of a, c and e
+FLAGS = argparse.Namespace(overwrite=False, strict=False)
+
+
+def test_unfinished_is_this_processs_share_of_what_is_not_done(tmp_path, capsys):
+    results = outputs.Results(tmp_path, "make_cam", SETTINGS, OneOfTwo(torch.device("cpu"), 0, 2), FLAGS)
+    entries = Entries.of((name, str(tmp_path / name), "") for name in "abcdef")
+    assert results.unfinished(entries, lambda entry: entry.name in "bcf", kilobytes=1) == [0, 4]  # of a, c and e
     assert capsys.readouterr().out.startswith("6 pictures, 4 of them")  # two are the other process's
+
+
+@pytest.mark.parametrize(("free", "warns"), [(4999, True), (5000, False)])
+def test_too_little_space_is_told_at_the_start(tmp_path, capsys, monkeypatch, free, warns):
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda path: argparse.Namespace(free=free))
+    outputs.check_space(tmp_path / "new", 5000, Context(torch.device("cpu")))
+    assert ("warning: " in capsys.readouterr().out) == warns
+
+
+class TestLock:
+    def test_a_second_command_is_refused_until_the_first_one_ends(self, tmp_path):
+        first, second = Context(torch.device("cpu")), Context(torch.device("cpu"))
+        outputs.lock(tmp_path / "run/a", first)
+        outputs.lock(tmp_path / "run/a", OneOfTwo(torch.device("cpu"), 1, 2))  # the first one's other process
+        outputs.lock(tmp_path / "run/b", second)
+        with pytest.raises(InputError, match=f"^{tmp_path / 'run'}: .*process {os.getpid()} on "):
+            outputs.lock(tmp_path / "run/a", second)
+        first.stack.close()
+        outputs.lock(tmp_path / "run/a", second)
+
+    def test_a_killed_command_is_waited_for_only_as_long_as_its_workers_live(self, tmp_path, monkeypatch):
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        (tmp_path / ".a.owner").write_text(f"{ended.pid} {socket.gethostname()} yesterday")
+        held = FileLock(tmp_path / ".a.lock", thread_local=False)
+        held.acquire()
+        monkeypatch.setattr(outputs, "DYING", 0.1)
+        with pytest.raises(InputError, match=f"process {ended.pid} on "):
+            outputs.lock(tmp_path / "a", Context(torch.device("cpu")))
+        monkeypatch.setattr(outputs, "DYING", 30)
+        threading.Timer(0.3, held.release).start()
+        outputs.lock(tmp_path / "a", Context(torch.device("cpu")))
 
 
 in_workers = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")

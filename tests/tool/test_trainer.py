@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.data import Dataset
 
+from data.registry import Entries
 from errors import InputError
 from tool import checkpoint, trainer
 from tool.context import Context
@@ -28,6 +30,8 @@ def parse(*flags: str, **defaults) -> argparse.Namespace:
 
 class Numbers(Dataset):
     """Pictures of two numbers, which depend on epoch and index as a crop does."""
+
+    entries = Entries.of([])
 
     def __len__(self) -> int:
         return NUM_PICTURES
@@ -80,6 +84,28 @@ def test_defaults_are_the_published_ones_and_the_authors_names_are_known():
     args = parse("--train_list", "x.txt", "--max_epoches", "3", "--print_freq", "7", "--no-resume", lr=0.5, momentum=0.9, wt_dec=5e-4)
     assert (args.list, args.max_epochs, args.log_every, args.resume, args.lr, args.momentum) == ("x.txt", 3, 7, False, 0.5, 0.9)
     assert RunFiles.of(Path("run"), "") == (Path("run/ckpt/final.pth"), Path("run/ckpt/last.pth"), Path("run/tensorboard"))
+
+
+@pytest.mark.parametrize("when", ["open", "write"])
+def test_a_training_goes_on_without_tensorboard(when, tmp_path, capsys, monkeypatch):
+    if when == "open":
+        (tmp_path / "tensorboard").touch()
+    else:
+        monkeypatch.setattr(RecordWriter, "write", lambda self, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    train(trainer_in(tmp_path, "--log_every", "1"))
+    printed = capsys.readouterr()
+    assert files_in(tmp_path) == {"irn.pth"} and "Traceback" not in printed.err
+    assert printed.out.count(f"warning: {tmp_path / 'tensorboard/irn'}: ") == 1
+
+
+def test_pictures_that_cannot_be_read_are_named_before_the_first_step(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"no picture")
+    rows = [(name, str(tmp_path / f"{name}.jpg"), "") for name in ("a", "b")]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=f"^{tmp_path / 'a.jpg'}: "):
+        patch.setattr(Numbers, "entries", Entries.of(rows))
+        train(trainer_in(tmp_path))
+    assert f"\n{tmp_path / 'b.jpg'}: " in capsys.readouterr().out
 
 
 def test_a_batch_that_cannot_be_filled_or_shared_is_refused():
@@ -154,6 +180,7 @@ def test_a_training_ends_with_its_final_checkpoint_alone(tmp_path, capsys):
     assert content["arguments"] == {"seed": 15, "lr": 0.1, "batch_size": 2, "scales": [0.5, 1.5], "digest": "of the data"}
     assert content["class_names"] == ["background", "cat"]
     assert str(run.files.final) in capsys.readouterr().out
+    run.context.stack.close()  # as at the end of a command
     assert trainer.is_finished(*about)
 
 
@@ -172,6 +199,7 @@ def test_processes_that_see_different_checkpoints_do_not_start(tmp_path):
     with pytest.raises(InputError, match=f"^{run.files.last}: "):
         trainer_in(tmp_path, kind=Beside)
     train(trainer_in(tmp_path))
+    about[-1].stack.close()  # as at the end of a command
     with pytest.raises(InputError, match=f"^{run.files.final}: "):
         trainer.is_finished(*about)
 
