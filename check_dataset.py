@@ -26,6 +26,7 @@ from tool.outputs import parallel_map
 from tool.prepare import print_problems
 
 BATCH_SIZE = 16  # default of the training
+FEW = 500  # pictures, with which the default of 5 epochs is too short a training of SIPE
 
 
 class PictureCheck(NamedTuple):
@@ -104,6 +105,14 @@ def print_report(dataset: Dataset, labels: np.ndarray, checks: list[PictureCheck
         print(f"{name:<24}{int(count):>10,}{in_masks[i]:>10,}")
 
 
+def fitting_flags(kind: str, pictures: int) -> str:
+    """The flags of a chain that fit the number of pictures; for one's own, the recipe with the better maps (docs/own_data.md)."""
+    batch = [f"--batch_size {pictures}"] * (pictures < BATCH_SIZE)
+    flags = {"train_resnet50_SIPE": [*["--max_epochs 12"] * (kind == "folder" and pictures < FEW), *batch], "train_seg": batch}
+    recipe = " --recipe plus" if kind == "folder" else ""
+    return recipe + "".join(f' --with {stage} "{" ".join(more)}"' for stage, more in flags.items() if more)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.root)
@@ -116,9 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     print_problems("to fix", problems)
     if problems:
         raise InputError(f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); fix them and check again")
-    stages = ("train_resnet50_SIPE", "train_seg") if len(entries) < BATCH_SIZE else ()
-    smaller = "".join(f' --with {stage} "--batch_size {len(entries)}"' for stage in stages)
-    print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {args.root}{smaller}")
+    print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {args.root}{fitting_flags(args.dataset, len(entries))}")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def read_picture(path: Path, upright: bool = True, least_side: int | None = None
                 image.draft(None, tuple(max(side // factor, 1) for side in image.size))  # does nothing to formats other than JPEG
             image.load()
             if upright:
-                image = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)  # saves a copy of a large photograph, as does the next but last line
             if image.mode.startswith("I") or image.mode == "F":
                 image = _to_eight_bits(image)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except _UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
         raise UnreadableError(f"{path}: unreadable picture ({reason}); replace it or list others") from None

@@ -71,7 +71,7 @@ def test_the_report_counts_pictures_tags_sizes_and_masks(own):
     for part in ("'folder' dataset, 2 classes", "train on: 16; tags a picture: 1.25", "from 7x5 to 100x5", "masks: 14 "):
         assert part in printed
     assert re.search(r"^cat +16 +14\ndog +4 +4$", printed, re.MULTILINE)
-    assert printed.endswith(f"bash run_folder.sh --dataset_root {own}\n")
+    assert printed.endswith(f'bash run_folder.sh --dataset_root {own} --recipe plus --with train_resnet50_SIPE "--max_epochs 12"\n')
 
 
 def test_worker_processes_report_the_same(own):

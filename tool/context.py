@@ -243,7 +243,7 @@ def cli_main(main: Callable[[], None]) -> int:
         fresh = " and ".join(flag for flag in ("--overwrite", "--no-resume") if flag in sys.argv)  # they would start over again
         print(f"\n{program}: stopped; run the same command{f' without {fresh}' if fresh else ''} to resume", file=sys.stderr)
         return 130
-    except (InputError, MemoryError, RuntimeError) as error:
+    except (InputError, MemoryError, OSError, RuntimeError) as error:
         message = _one_line(error)
         if message is None:
             raise
@@ -269,6 +269,8 @@ def _one_line(error: Exception) -> str | None:
         return text.rsplit("InputError: ", 1)[-1].strip()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
         return "out of memory; use a smaller --batch_size, --crop_size or --scales"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; mend it and run the same command"
     if "DataLoader worker (pid" in text:
         return "a worker process was killed, perhaps for lack of memory; use a smaller --num_workers"
     return None

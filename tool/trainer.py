@@ -310,6 +310,8 @@ def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any
     if not _agree(args.resume and files.final.is_file(), files.final, context):
         return False
     _read_own(files.final, recipe)
+    if context.is_main:
+        files.last.unlink(missing_ok=True)  # a run that was killed at its end leaves it
     context.print(f"{files.final} is complete")
     return True
 
