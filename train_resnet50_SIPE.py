@@ -23,10 +23,9 @@ from data.transforms import normalize
 from errors import InputError
 from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
-from tool import cam_file, metrics, trainer
-from tool.checkpoint import build_sipe, load_pretrained
+from tool import cam_file, checkpoint, metrics, trainer
 from tool.context import Context, add_recipe, cli_main, positive_int, run_context, stage_parser, world_size
-from tool.inference import multiscale_cams
+from tool.inference import find_class_prototypes, load_network, multiscale_cams, to_device
 from tool.visualize import training_sheet
 
 RECIPE = (*trainer.RECIPE, "resize_long", "backbone")
@@ -48,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_model(args: argparse.Namespace, num_classes: int) -> SIPE:
-    model = build_sipe(num_classes, args.backbone, args.weights != "none", args.recipe)
+    model = checkpoint.build_sipe(num_classes, args.backbone, args.weights != "none")
     if args.weights != "none":
-        load_pretrained(model.backbone, args.weights, args.backbone)
+        checkpoint.load_pretrained(model.backbone, args.weights, args.backbone)
     return model
 
 
@@ -71,7 +70,7 @@ def validate(model: SIPE, dataset: Dataset, entries: Entries, labels: np.ndarray
     loader = inference_loader(Pyramids(entries, labels, [1.0]), num_workers, pin_memory=context.is_cuda)
     for item in tqdm(loader, desc="validation", leave=False, disable=not context.is_main):
         keys, maps = multiscale_cams(model, [item], context)[0]
-        label = cam_file.fuse(maps["is_cam"], item.size, True, model.recipe.background).argmax(0).numpy()
+        label = cam_file.fuse(maps["is_cam"], item.size, True).argmax(0).numpy()
         prediction = keys.astype(np.uint8)[to_stored_frame(label, item.orientation)]
         truth = read_mask(entries[item.index].mask, dataset.num_classes, prediction.shape)
         matrix += metrics.confusion(truth, prediction, dataset.num_classes)
@@ -93,8 +92,7 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[Entries,
 
 def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
     files = trainer.RunFiles.of(args.run_dir, "")
-    flags = (*RECIPE, "recipe") if args.recipe != "sipe" else RECIPE  # which checkpoints of it have always left out
-    recipe = trainer.recipe_of(args, flags, dataset.digest(entries, labels.tobytes()))
+    recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, labels.tobytes()))
     if trainer.is_finished(args, files, recipe, context):
         return
     validation = validation_set(args, dataset)
@@ -117,6 +115,22 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     run.finish()
 
 
+def follow_recipe(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
+    """Note a recipe other than the published one in the final checkpoint, with its class prototypes; the training is the same."""
+    path = trainer.RunFiles.of(args.run_dir, "").final
+    content = checkpoint.read(path)
+    if args.recipe in ("sipe", content["arguments"].get("recipe")):
+        return
+    model, _ = load_network(path, dataset.class_names, "sipe")
+    prototypes = find_class_prototypes(to_device(model, context), entries, labels, args.seed, args.num_workers, context)
+    context.barrier()  # all have read the checkpoint
+    if context.is_main:
+        content["arguments"]["recipe"], content["model"]["class_prototypes"] = args.recipe, prototypes
+        checkpoint.save(path, content)
+    context.barrier()
+    context.print(f"wrote {path} with the recipe {args.recipe}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
@@ -126,6 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = dataset.labels(entries)
     with run_context(args) as context:
         train(args, context, dataset, entries, labels)
+        follow_recipe(args, context, dataset, entries, labels)
 
 
 if __name__ == "__main__":

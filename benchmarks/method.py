@@ -28,6 +28,7 @@ from tool.context import add_device, add_workers, cli_main, command_parser, non_
 
 HALF = ["--crop_size", "256", "--resize_long", "160", "320"], ["--scales", "0.5", "0.25", "0.75", "1.0"]
 RESAMPLES, FREQUENT = 2000, 20
+TRAINING = "plus"  # its checkpoint serves every recipe
 KINDS = ("IS-CAM", "CRF labels")
 
 
@@ -37,7 +38,18 @@ def make_maps(args: Namespace, recipe: str, seed: int) -> Path:
     data = ["--dataset_root", str(args.dataset_root), "--num_workers", str(args.num_workers)]
     training, inference = ([], []) if args.full else HALF
     trained = args.out / f"training_{seed}"
-    flags = ["--seed", str(seed), "--weights", args.weights, "--max_epochs", str(args.max_epochs), "--log_every", "20"]
+    flags = [
+        "--recipe",
+        TRAINING,
+        "--seed",
+        str(seed),
+        "--weights",
+        args.weights,
+        "--max_epochs",
+        str(args.max_epochs),
+        "--log_every",
+        "20",
+    ]
     train_resnet50_SIPE.main([*data, *place, "--run_dir", str(trained), *flags, *training])
     listed = ["--run_dir", str(folder), "--list", args.list]
     make_cam.main([*data, *place, *listed, "--ckpt", str(trained / "ckpt/final.pth"), "--recipe", recipe, *inference])

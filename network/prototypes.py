@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
 MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
+CLUSTERS, CERTAIN, UNRELATED = 12, 0.9, 0.05  # LPCAM's: prototypes of a class, and between which probabilities the context's lie
 
 
 def without_tf32() -> contextlib.AbstractContextManager:
@@ -132,3 +133,37 @@ def spread(maps: torch.Tensor, features: torch.Tensor, power: float = 2) -> torc
         cells = unit_cells(features.float()).flatten(2)
         sums = _sum_by_resemblance(F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), cells, power)
         return (sums[:, :-1] / (sums[:, -1:] + EPSILON)).view_as(maps)
+
+
+def cluster(cells: torch.Tensor, count: int, steps: int = 20) -> torch.Tensor:
+    """k-means by cosine similarity: cells (N, D) -> (at most count, D), the mean cell of each cluster."""
+    unit = F.normalize(cells, dim=1)
+    centres = unit[torch.linspace(0, len(unit) - 1, min(count, len(unit)), device=unit.device).round().long()]
+    for _ in range(steps):
+        nearest = (unit @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, unit)
+        centres = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centres)  # an empty one stays where it is
+    sizes = nearest.bincount(minlength=len(centres))
+    return torch.zeros_like(centres).index_add_(0, nearest, cells)[sizes > 0] / sizes[sizes > 0, None]
+
+
+def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.Tensor, index: int) -> torch.Tensor:
+    """What tells a class from its surroundings in all of its training pictures (LPCAM, CVPR 2023): (D,).
+
+    The mean of the class's prototypes minus that of its context's. Prototypes are clusters of cells: those of the class are clusters of
+    strong cells that the classifier gives to the class alone, those of the context clusters of weak cells which it does not.
+    The mean cosine similarity to several prototypes is the product with their mean, so one vector is enough.
+
+    Args:
+        strong, weak: (N, D) and (M, D) float32, cells of the last map where the class's CAM is above and below a threshold.
+        classifier: (K-1, D) float32 weights. index: of the class among them.
+    """
+
+    def mean(prototypes: torch.Tensor) -> torch.Tensor:
+        return F.normalize(prototypes, dim=1).sum(0) / max(len(prototypes), 1)
+
+    with without_tf32():
+        of_class, of_context = cluster(strong, CLUSTERS), cluster(weak, CLUSTERS)
+        certainty, doubt = ((prototypes @ classifier.T).softmax(1)[:, index] for prototypes in (of_class, of_context))
+        kept = of_class[(certainty > CERTAIN) | (certainty == certainty.max())]
+        return mean(kept) - mean(of_context[(doubt > UNRELATED) & (doubt < CERTAIN)])

@@ -51,6 +51,8 @@ class SIPE(nn.Module):
         self.add_module(kind, network)  # "resnet50" in the authors' checkpoints
         self.kind, widths = kind, network.widths[-4:]
         self.classifier = nn.Conv2d(widths[-1], num_classes - 1, 1, bias=False)
+        prototypes = torch.zeros(num_classes - 1, widths[-1])  # `prototypes.class_prototype` of each class
+        self.register_buffer("class_prototypes", prototypes, persistent=self.recipe.class_prototypes)
         for i, (width, side_width) in enumerate(zip(widths, SIDE_WIDTHS), 1):
             self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))
 
@@ -82,22 +84,30 @@ class SIPE(nn.Module):
         image (B, 3, H, W) normalised; label (B, K-1) 0/1. The label does not mask the CAM here: absent classes also take part
         in the background's 1 - max and compete for cells, and a cell won by an absent class belongs to nobody.
         """
-        logits, features = self._forward_mirrored(image)
+        logits, layer4, features = self._forward_mirrored(image)
         cam = general_cam(logits)
         seeds = locate_seeds(cam, features, label_mask(label))
         is_cam = activate(pool_prototypes(seeds, features), features)
-        if self.recipe.contrast:
-            is_cam = contrast(is_cam, self.recipe.contrast)
-        if self.recipe.affinity:
-            is_cam = spread(is_cam, features, self.recipe.affinity)
-        return Localization(logits.float().mean((2, 3)), cam, is_cam, seeds)
+        return Localization(logits.mean((2, 3)), cam, self._follow_recipe(is_cam, layer4, features), seeds)
 
-    def _forward_mirrored(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits and hierarchical feature of pictures, plus those of their mirrors mirrored back."""
+    def _follow_recipe(self, is_cam: torch.Tensor, layer4: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """What the recipe makes of the published IS-CAMs (B, K, H, W)."""
+        recipe, kinds = self.recipe, [is_cam]
+        if recipe.contrast:
+            kinds = [contrast(is_cam, recipe.contrast)]
+        if recipe.class_prototypes:
+            of_classes = activate(self.class_prototypes.expand(len(is_cam), -1, -1), layer4)
+            kinds.append(torch.cat([is_cam[:, :1], of_classes], 1))
+        if recipe.affinity:
+            kinds = spread(torch.cat(kinds, 1), features, recipe.affinity).chunk(len(kinds), 1)
+        return sum(map(peak_normalize, kinds)) / len(kinds) if len(kinds) > 1 else kinds[0]
+
+    def _forward_mirrored(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `forward_features` of pictures, plus the same of their mirrors mirrored back, in float32."""
         both = [image, image.flip(3)]
         batches = [torch.cat(both)] if image[0, 0].numel() <= MAX_PAIR_PIXELS else both
-        logits, _, features = zip(*(self.forward_features(images) for images in batches))
-        return add_mirror(torch.cat(logits).float()), add_mirror(torch.cat(features))
+        parts = zip(*(self.forward_features(images) for images in batches))
+        return tuple(add_mirror(torch.cat(part).float()) for part in parts)
 
     def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), last map (B, D, h, w), hierarchical feature (B, 768, h, w).

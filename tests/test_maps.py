@@ -90,11 +90,20 @@ class TestTraining:
 
     def test_the_checkpoint_names_a_recipe_but_the_published_one(self, chain, fixed_voc, tiny_backbone, run_dir):
         assert "recipe" not in checkpoint.read(chain / "ckpt/final.pth")["arguments"]
-        run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus", "--max_epochs", 1)
         path = run_dir / "ckpt/final.pth"
-        assert checkpoint.read(path)["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"
-        with pytest.raises(InputError, match=f"^{path}: .*--recipe plus"):
-            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--max_epochs", 1)
+        path.parent.mkdir(parents=True)
+        shutil.copy(chain / "ckpt/final.pth", path)
+        run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus")
+        content, before = checkpoint.read(path), checkpoint.read(chain / "ckpt/final.pth")
+        assert content["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"
+        dataset = open_dataset("voc", fixed_voc)
+        prototypes, seen = content["model"].pop("class_prototypes"), dataset.labels(dataset.entries("train_aug")).any(0)
+        assert prototypes[seen].any(1).all() and not prototypes[~seen].any()
+        assert all(torch.equal(value, before["model"][name]) for name, value in content["model"].items())
+        written = path.read_bytes()
+        for flags in ([], ["--recipe", "plus"]):
+            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, *flags)
+            assert path.read_bytes() == written
         run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
         assert json.loads((run_dir / "cam/settings.json").read_text())["recipe"] == "plus"
 
@@ -189,22 +198,28 @@ class TestLocalization:
             for array in ours.files:
                 np.testing.assert_allclose(ours[array], theirs[array], atol=1e-3)  # float16
 
-    def test_a_recipe_makes_other_is_cams_of_the_same_checkpoint_also_of_the_authors(self, checkpoints, fixed_voc, tiny_backbone, run_dir):
-        ckpt, plus = ["--ckpt", checkpoints["authors"]], ["--recipe", "plus"]
-        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt)
+    def test_a_recipe_makes_other_is_cams_of_the_same_checkpoint(self, chain, fixed_voc, tiny_backbone, run_dir):
+        path, plus = run_dir / "ckpt/final.pth", ["--recipe", "plus"]
+        with pytest.raises(InputError, match=f"^{chain / 'ckpt/final.pth'}: .*prototypes"):
+            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--ckpt", chain / "ckpt/final.pth", *plus)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(chain / "ckpt/final.pth", path)
+        run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, *plus)
+        published_way = ["--recipe", "sipe"]
+        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *published_way)
         settings = run_dir / "cam/settings.json"
         content = json.loads(settings.read_text())
         assert content.pop("recipe") == "sipe"
         settings.write_text(json.dumps(content))  # as before there were recipes
-        assert "6 pictures, 0 of them to do" in run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt)
+        assert "6 pictures, 0 of them to do" in run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *published_way)
         published = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
         with pytest.raises(InputError, match=f"^{settings}: .*recipe"):
-            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt, *plus)
-        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *ckpt, *plus, "--overwrite")
+            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
+        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--overwrite")
         found = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
         assert (found.is_cam[0] == np.float32(RECIPES["plus"].background)).all()
         assert np.array_equal(found.cam, published.cam) and not np.array_equal(found.is_cam, published.is_cam)
-        predict = ["--ckpt", checkpoints["authors"], "--tags", "cat", "dog", "--scales", 1.0, 0.5, *plus]
+        predict = ["--ckpt", path, "--tags", "cat", "dog", "--scales", 1.0, 0.5]
         run_stage("predict", fixed_voc, run_dir, tiny_backbone, *predict)
         assert np.array_equal(label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam"))
 

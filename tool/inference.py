@@ -17,14 +17,16 @@ from data.transforms import normalize, shrink
 from errors import InputError
 from network import deeplab
 from network.irn import IRN
+from network.prototypes import class_prototype
 from network.resnet import fold_batchnorm
-from network.sipe import SIPE
+from network.sipe import SIPE, general_cam
 
 from . import cam_file, checkpoint, crf
 from .context import Context
 from .outputs import Results
 
 MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
+PROTOTYPE_PICTURES, STRONG, MOST_CELLS = 100, 0.1, (60, 40)  # of class prototypes: pictures, threshold of the CAM, strong and weak cells
 
 
 def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
@@ -42,6 +44,8 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe:
     model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
         len(class_names), str(arguments.get("backbone", "resnet50")), recipe=recipe or str(arguments.get("recipe", "sipe"))
     )
+    if isinstance(model, SIPE) and model.recipe.class_prototypes and "class_prototypes" not in tensors:
+        raise InputError(f"{path}: holds no class prototypes; train it with --recipe {model.recipe.name}, or use another recipe")
     checkpoint.load_tensors(model, tensors, path)
     return model, class_names
 
@@ -87,6 +91,35 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
             scales.append(getattr(out, kind)[kept])
     maps = {kind: [one.cpu().split([len(ids) for ids in keys]) for one in scales] for kind, scales in maps.items()}  # wait for a GPU once
     return [(ids, {kind: [parts[i] for parts in scales] for kind, scales in maps.items()}) for i, ids in enumerate(keys)]
+
+
+@torch.no_grad()
+def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, seed: int, num_workers: int, context: Context) -> torch.Tensor:
+    """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each, at half their size; 0 without any.
+
+    The processes share the classes. Few cells a picture are kept, so that a class takes at most 50 MB.
+    """
+    found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
+    classes = context.shard(range(labels.shape[1]))
+    for k in tqdm(classes, desc="class prototypes", unit="class", disable=not context.is_main):
+        rng = np.random.default_rng((seed, k))
+        chosen = rng.permutation(np.flatnonzero(labels[:, k]))[:PROTOTYPE_PICTURES]
+        cells = [], []
+        for item in inference_loader(Pyramids(entries.select(chosen), None, [0.5]), num_workers, context.is_cuda):
+            with context.autocast():
+                logits, layer4, _ = model.forward_features(normalize(item.images[0][None].to(context.device)))
+            cam, grid = general_cam(logits)[0, k + 1].flatten(), layer4[0].float().flatten(1).T
+            for kept, there, most in zip(cells, (cam > STRONG, cam <= STRONG), MOST_CELLS):
+                places = rng.permutation(there.nonzero()[:, 0].cpu().numpy())[:most]
+                kept.append(grid[torch.from_numpy(places).to(grid.device)])
+        strong, weak = (torch.cat(kept) if kept else kept for kept in cells)
+        if len(strong) and len(weak):
+            found[k] = class_prototype(strong, weak, classifier, k).cpu()
+    prototypes = torch.zeros(len(classifier), classifier.shape[1])
+    for part in context.all_gather_object(found):
+        for k, prototype in part.items():
+            prototypes[k] = prototype
+    return prototypes
 
 
 @torch.no_grad()

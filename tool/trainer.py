@@ -25,7 +25,7 @@ from .context import Context, add_switch, non_negative_float, non_negative_int, 
 
 # a run resumes only with the flags that it began with; a script adds its own
 RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
-LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0, "recipe": "sipe"}  # what checkpoints without these flags were trained with
+LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0}  # what checkpoints without these flags were trained with
 
 
 def add_flags(

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from network import prototypes
-from network.prototypes import activate, add_background, contrast, locate_seeds, peak_normalize, pool_prototypes, spread
+from network.prototypes import (
+    activate,
+    add_background,
+    class_prototype,
+    cluster,
+    contrast,
+    locate_seeds,
+    peak_normalize,
+    pool_prototypes,
+    spread,
+)
 
 
 def random_case(batch=2, classes=4, channels=6, height=5, width=7, seed=0):
@@ -137,6 +147,21 @@ def test_spread_is_the_mean_over_cells_by_their_similarity(monkeypatch, products
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(spread(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0)
     torch.testing.assert_close(spread(maps, features, 1)[0, 0, 0, 0], torch.tensor(1 / (1 + 0.5**0.5)), atol=1e-4, rtol=0)
+
+
+def test_clusters_are_the_means_of_cells_of_like_direction():
+    cells = torch.tensor([[2.0, 0.2], [4.0, 0.0], [0.1, 1.0], [0.0, 3.0], [3.0, 0.1]])
+    found = cluster(cells, 2)
+    torch.testing.assert_close(found[found[:, 0].argsort()], torch.tensor([[0.05, 2.0], [3.0, 0.1]]))
+    assert len(cluster(cells[:1], 12)) == 1 and len(cluster(torch.ones(5, 2), 12)) == 1  # no empty ones
+
+
+def test_a_class_prototype_leaves_out_what_other_classes_show_and_subtracts_the_context():
+    classifier = torch.tensor([[9.0, 0.0, 1.0, 0.0], [0.0, 9.0, 1.0, 0.0]])
+    of_class, shared, of_other, context = torch.eye(4)[0], torch.eye(4)[2], torch.eye(4)[1], torch.eye(4)[3]
+    found = class_prototype(torch.stack([of_class, of_class, shared]), torch.stack([of_other, context]), classifier, 0)
+    torch.testing.assert_close(found, of_class - context)  # shared: certain by half; the other class: unrelated
+    torch.testing.assert_close(class_prototype(shared[None], of_other[None], classifier, 0), shared)  # the most certain one is kept
 
 
 def test_seeds_carry_no_gradient():

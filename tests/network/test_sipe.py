@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from data.transforms import normalize
 from network import sipe
 from network.losses import classification_loss, consistency_loss
-from network.prototypes import contrast, spread, unit_cells
+from network.prototypes import activate, contrast, peak_normalize, spread, unit_cells
 from network.recipe import RECIPES
 from network.sipe import SIPE, Localization, general_cam, side_features
 from tool import trainer
@@ -199,10 +199,15 @@ def test_a_recipe_changes_the_is_cam_alone(model):
     image, label = torch.randn(1, 3, 64, 64), torch.tensor([[1.0, 0.0, 1.0]])
     published, recipe = model.eval().localize(image, label), RECIPES["plus"]
     model.recipe = recipe
+    without = model.localize(image, label)
+    model.class_prototypes.copy_(torch.randn(3, 2048))
     other = model.localize(image, label)
     model.recipe = RECIPES["sipe"]
-    features = model._forward_mirrored(image)[1]
-    assert torch.equal(other.is_cam, spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity))
-    assert not torch.equal(other.is_cam, published.is_cam) and other.is_cam[:, 2].sum() == 0
+    _, layer4, features = model._forward_mirrored(image)
+    of_picture = spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
+    of_class = spread(activate(model.class_prototypes[None], layer4), features, recipe.affinity)
+    torch.testing.assert_close(other.is_cam[:, 1:], (peak_normalize(of_picture[:, 1:]) + peak_normalize(of_class)) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(without.is_cam[:, 1:], peak_normalize(of_picture[:, 1:]) / 2, atol=1e-5, rtol=0)
+    assert not torch.equal(other.is_cam, published.is_cam) and "class_prototypes" not in model.state_dict()
     assert all(torch.equal(getattr(other, name), getattr(published, name)) for name in ("score", "cam", "seeds"))
     model.train()
