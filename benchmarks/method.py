@@ -2,8 +2,8 @@
 
     python -m benchmarks.method --recipe sipe plus --seeds 1 2 3 --dataset_root VOC2012 --list train --out runs/method [--weights FILE]
 
-Each recipe is trained once a seed, at half the published sizes: crops of 256, long sides of 160 to 320, five epochs, maps at scales 0.5
-0.25 0.75 1.0. --full takes the published sizes. Recipes with one training share it. Means are over the seeds, and so are differences to the
+One training a seed serves all recipes, which differ in what follows. It has half the published sizes: crops of 256, long sides of 160 to
+320, five epochs, maps at scales 0.5 0.25 0.75 1.0. --full takes the published ones. Means are over the seeds, and so are differences to the
 first recipe; their 95 % interval is a bootstrap over pictures. "frequent" is the mean over the background and the classes with at least 20
 training pictures. Run the same command to resume.
 """
@@ -33,23 +33,12 @@ KINDS = ("IS-CAM", "CRF labels")
 
 
 def make_maps(args: Namespace, recipe: str, seed: int) -> Path:
-    """Train, localize and refine; returns the folder of the results."""
+    """Train unless that is done, localize and refine; returns the folder of the results."""
     folder, place = args.out / f"{recipe}_{seed}", ["--device", args.device, "--amp", args.amp]
     data = ["--dataset_root", str(args.dataset_root), "--num_workers", str(args.num_workers)]
     training, inference = ([], []) if args.full else HALF
     trained = args.out / f"training_{seed}"
-    flags = [
-        "--recipe",
-        TRAINING,
-        "--seed",
-        str(seed),
-        "--weights",
-        args.weights,
-        "--max_epochs",
-        str(args.max_epochs),
-        "--log_every",
-        "20",
-    ]
+    flags = ["--seed", str(seed), "--weights", args.weights, "--max_epochs", str(args.max_epochs), "--recipe", TRAINING]
     train_resnet50_SIPE.main([*data, *place, "--run_dir", str(trained), *flags, *training])
     listed = ["--run_dir", str(folder), "--list", args.list]
     make_cam.main([*data, *place, *listed, "--ckpt", str(trained / "ckpt/final.pth"), "--recipe", recipe, *inference])
