@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         if not scores:
             raise InputError(f"--list {list_name}: its masks hold nothing but 255; use pictures with labelled pixels")
-        content = {"list": list_name, "pictures": len(entries)} | score(totals, dataset.class_names)
+        content = {**dataset.origin, "list": list_name, "pictures": len(entries)} | score(totals, dataset.class_names)
         show(content)
         titles = ["ground truth", *(TITLES[kind] for kind in kinds[::-1])]
         metrics.write_report(args.run_dir / "eval_cam", content, columns_of(content), scores, entries, labels_of, titles)

@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         if not scores:
             raise InputError(f"--list {list_name}: no pixel has both a mask and a label; use pictures with labelled pixels")
         unlabelled, labelled = totals["labelled"]
-        content = {"list": list_name, "labels": str(args.label_dir), "pictures": len(entries), "class_names": list(dataset.class_names)}
-        content |= metrics.summary(totals["label"], dataset.class_names)
+        content = {**dataset.origin, "list": list_name, "labels": str(args.label_dir), "pictures": len(entries)}
+        content |= {"class_names": list(dataset.class_names)} | metrics.summary(totals["label"], dataset.class_names)
         content["unlabelled"] = float(100 * unlabelled / (unlabelled + labelled))
         show(content)
         stem = args.run_dir / f"eval_{args.label_dir.resolve().name}"

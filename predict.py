@@ -125,7 +125,7 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
     mask, overlay = paths_of(entry, output_dir)
     label_file.save(mask, to_stored_frame(label, item.orientation))
     with outputs.atomic_write(overlay) as temporary:
-        Image.fromarray(visualize.overlay(item.picture, label)).save(temporary, format="jpeg", quality=90)
+        Image.fromarray(visualize.overlay(item.picture, label, class_names)).save(temporary, format="jpeg", quality=90)
     shares = (f"{name} {100 * pixels / label.size:.1f} %" for name, pixels in areas_of(label, class_names).items())
     tqdm.write(f"{entry.picture}: {', '.join(shares)}")
 

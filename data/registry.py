@@ -151,6 +151,11 @@ class Dataset:
         """K, with the background."""
         return len(self.class_names)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """The flags --dataset and --dataset_root that open it from any folder."""
+        return {"dataset": self.spec.name, "dataset_root": str(self.root.resolve())}
+
     def entries(self, list_name: str) -> Entries:
         """The pictures of a list. Raises InputError for the first problem that `read_entries` finds."""
         return checked(self.read_entries(list_name))

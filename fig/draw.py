@@ -11,6 +11,8 @@ truth. The second writes fig/predictions.jpg from the pictures in predictions/ar
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data.images import orientation, read_mask, read_picture, to_upright_frame
 from data.registry import open_dataset
 from errors import InputError
@@ -37,7 +39,7 @@ def draw_overview(argv: list[str]) -> None:
         refined = read_mask(label_file.path_of(args.run_dir / "seg_label", name), dataset.num_classes, maps.size)
         truth = read_mask(entries[name].mask, dataset.num_classes, maps.size)
         heats = [visualize.heat(picture, maps.maps(kind)[1]) for kind in ("cam", "is_cam")]
-        overlays = [visualize.overlay(picture, label) for label in (maps.label("is_cam"), refined, truth)]
+        overlays = [visualize.overlay(picture, label, dataset.class_names) for label in (maps.label("is_cam"), refined, truth)]
         rows.append((dataset.class_names[maps.keys[1]], [picture, *heats, *overlays]))
     titles = ("picture", "general CAM", "IS-CAM", "labels from it", "refined labels", "ground truth")
     visualize.contact_sheet(rows, titles, HERE / "overview.jpg", dpi=90)
@@ -52,7 +54,8 @@ def draw_predictions(argv: list[str]) -> None:
         path = Path(about["picture"])
         picture = read_picture(path)
         label = to_upright_frame(read_mask(label_file.path_of(folder, name), 255), orientation(path))
-        columns.append((picture, label_file.palette()[label], visualize.overlay(picture, label)))
+        names = dict(zip(np.unique(label).tolist(), about["pixels"]))
+        columns.append((picture, label_file.palette()[label], visualize.overlay(picture, label, names)))
         large = [one for one, pixels in about["pixels"].items() if one != "background" and pixels >= label.size / 100]
         titles.append(", ".join(large) or "background")
     rows = [*zip(("picture", "mask", "overlay"), zip(*columns))]

@@ -105,10 +105,10 @@ def write_report(
 ) -> None:
     """Write STEM.json, a chart of the columns, and a sheet of the best and worst pictures with labels_of(entry) under these titles."""
     visualize.bar_chart(columns, f"{content['pictures']} pictures of {Path(content['list']).stem}", Path(f"{stem}.png"))
-    by_name, rows = {entry.name: entry for entry in entries}, []
+    by_name, rows, names = {entry.name: entry for entry in entries}, [], list(next(iter(columns.values())))
     for name in best_and_worst(scores):
         picture = read_picture(by_name[name].picture, upright=False)
-        overlays = [visualize.overlay(picture, label) for label in labels_of(by_name[name])]
+        overlays = [visualize.overlay(picture, label, names) for label in labels_of(by_name[name])]
         rows.append((f"{name}\nmIoU {scores[name]:.1f}", [picture, *overlays]))
     visualize.contact_sheet(rows, ["picture", *titles], Path(f"{stem}_sheet.png"))
     write_json(Path(f"{stem}.json"), content)

@@ -1,25 +1,66 @@
 """Pictures of results: overlays, contact sheets and bar charts."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from data.images import IGNORE
 
 from .label_file import palette
 from .outputs import atomic_write
 
 matplotlib.use("Agg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
+FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
+TINT = 90  # of 255: how much of a mask's colour lies over the picture
 
-def overlay(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Paint class ids (H, W) uint8 in VOC's colours over a picture (H, W, 3) uint8; the background stays as it is."""
-    painted = cv2.addWeighted(palette()[label], 0.65, picture, 0.35, 0)
-    return np.where(label[..., None] == 0, picture, painted)
+
+def mask_layer(label: np.ndarray) -> np.ndarray:
+    """Class ids (H, W) uint8 -> RGBA (H, W, 4) uint8 to lay over a picture: a tint inside, an outline of VOC's colour within a white line.
+
+    The background stays clear. Pixels of IGNORE are pale and have no outline.
+    """
+    classes, width = np.where(label == IGNORE, 0, label), 1 + max(label.shape) // 200
+    layer = np.dstack([palette()[label], (label > 0) * np.uint8(TINT)])
+    layer[(classes > 0) & _near_border(classes, width + 1), 3] = 255
+    layer[(classes > 0) & _near_border(classes, 1)] = 255
+    return layer
+
+
+def _near_border(label: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) whether a pixel has another class at most so many pixels away."""
+    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    return cv2.dilate(label, window) != cv2.erode(label, window)
+
+
+def name_places(label: np.ndarray) -> dict[int, tuple[int, int]]:
+    """Where the name of each class stands: the (x, y) inside it that is farthest from its border, for the ids in (H, W) uint8."""
+    places = {}
+    for key in (np.flatnonzero(np.bincount(label.ravel(), minlength=IGNORE)[1:IGNORE]) + 1).tolist():
+        inside = np.pad((label == key).astype(np.uint8), 1)  # the picture's edge is a border, too
+        places[key] = cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1])[3]
+    return places
+
+
+def overlay(picture: np.ndarray, label: np.ndarray, names: Sequence[str] | Mapping[int, str] = ()) -> np.ndarray:
+    """Lay `mask_layer` of class ids (H, W) uint8 over a picture (H, W, 3) uint8; names: of the classes, written into their masks."""
+    layer = Image.fromarray(mask_layer(label))
+    painted = Image.alpha_composite(Image.fromarray(picture).convert("RGBA"), layer).convert("RGB")
+    if names:
+        draw, font = ImageDraw.Draw(painted), ImageFont.truetype(FONT, max(10, max(label.shape) // 20))
+        for key, (x, y) in name_places(label).items():
+            half = font.getlength(names[key]) / 2
+            x = max(half, min(x, painted.width - half))
+            draw.text((x, y), names[key], "white", font, anchor="mm", stroke_width=font.size // 8, stroke_fill="black")
+    return np.asarray(painted)
 
 
 def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
