@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -124,8 +123,7 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
     """Write the mask and the overlay of a picture from its upright label (H, W), and print its classes."""
     mask, overlay = paths_of(entry, output_dir)
     label_file.save(mask, to_stored_frame(label, item.orientation))
-    with outputs.atomic_write(overlay) as temporary:
-        Image.fromarray(visualize.overlay(item.picture, label, class_names)).save(temporary, format="jpeg", quality=90)
+    visualize.save(overlay, visualize.overlay(item.picture, label, class_names))
     shares = (f"{name} {100 * pixels / label.size:.1f} %" for name, pixels in areas_of(label, class_names).items())
     tqdm.write(f"{entry.picture}: {', '.join(shares)}")
 

@@ -27,7 +27,8 @@ launch 1 train_seg "${DATA[@]}" "${START[@]}" --network deeplabv2_resnet50 --out
     --max_epochs 6 --crop_size 128 --batch_size 12 --scales 0.5 1.0 --log_every 5
 launch 1 infer_seg "${UNSEEN[@]}" --scales 1.0
 launch 1 eval_seg_pred "${UNSEEN[@]}" --label_dir "$RUN_DIR/seg_pred"
+launch 1 report "${DATA[@]}"
 echo "the pictures: $PWD/runs/demo_data/images; never trained on: $PWD/runs/demo_unseen/images"
-echo "CAM and IS-CAM beside the truth: $RUN_DIR/eval_cam_sheet.png; the refined labels: $RUN_DIR/eval_seg_label_sheet.png"
-echo "the segmentation network on unseen pictures: $RUN_DIR/eval_seg_pred_sheet.png; on yours: $PYTHON predict.py PICTURE --ckpt $RUN_DIR/ckpt/seg.pth"
+echo "scores, curves, and every picture with its maps and masks: $RUN_DIR/report/index.html (open it in a browser)"
+echo "masks of your pictures: $PYTHON predict.py PICTURE --ckpt $RUN_DIR/ckpt/seg.pth"
 echo "the trainings: $PYTHON -m tensorboard.main --logdir $RUN_DIR"

@@ -27,3 +27,4 @@ if [ $EVALUATE = 1 ]; then launch 1 eval_seg "${DATA[@]}"; fi
 launch "$GPUS" train_seg "${DATA[@]}" --max_epochs 30
 launch "$GPUS" infer_seg "${DATA[@]}" --list tagged
 if [ $EVALUATE = 1 ]; then launch 1 eval_seg_pred "${DATA[@]}" --list masked --label_dir "$RUN_DIR/seg_pred"; fi
+launch 1 report "${DATA[@]}"

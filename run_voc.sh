@@ -29,3 +29,4 @@ launch 1 eval_seg "${DATA[@]}"
 launch "$GPUS" train_seg "${DATA[@]}" --max_epochs 30
 launch "$GPUS" infer_seg "${DATA[@]}" --list val
 launch 1 eval_seg_pred "${DATA[@]}" --list val --label_dir "$RUN_DIR/seg_pred"
+launch 1 report "${DATA[@]}"

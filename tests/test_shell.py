@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = "train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred"
+NAMES = "train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred report"
 STAGES = NAMES.split()
 OF_IRN, EVALUATIONS = ("make_ir_labels", "train_irn"), ("eval_cam", "eval_seg", "eval_seg_pred")
 LISTS = [f"ImageSets/Segmentation/{name}.txt" for name in ("train", "train_aug", "val")]
@@ -63,14 +63,14 @@ def calls_by_stage(script: str, folder: Path, refine: str, gpus: int = 1, recipe
     more["eval_seg_pred"] = ["--list", eval_list, "--label_dir", f"{folder}/a run/seg_pred"]
     data = ["--dataset", script[4:-3], "--dataset_root", f"{folder}/the data", "--run_dir", f"{folder}/a run"]
     calls = {s: [f"{s.removesuffix('_pred')}.py", *data, *more.get(s, [])] for s in STAGES if refine == "irn" or s not in OF_IRN}
-    on_cores = (*EVALUATIONS, "make_ir_labels", *(["make_seg_labels"] if refine == "crf" else []))
+    on_cores = (*EVALUATIONS, "report", "make_ir_labels", *(["make_seg_labels"] if refine == "crf" else []))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
     return {stage: call if gpus == 1 or stage in on_cores else torchrun + call for stage, call in calls.items()}
 
 
 @pytest.mark.parametrize(
     ("flags", "first", "last"),
-    [("", 0, 9), ("--gpus 4", 0, 9), ("--recipe plus", 0, 9), ("--from eval_seg", 6, 9), ("--from train_irn --until eval_seg", 4, 6)],
+    [("", 0, 10), ("--gpus 4", 0, 10), ("--recipe plus", 0, 10), ("--from eval_seg", 6, 10), ("--from train_irn --until eval_seg", 4, 6)],
 )
 @pytest.mark.parametrize(("script", "refine"), [(script, refine) for script in CHAINS for refine in ("", "irn", "crf")])
 def test_a_chain_starts_its_stages_in_order(start, script, refine, flags, first, last, tmp_path):

@@ -1,8 +1,8 @@
 # Sourced by the run_*.sh scripts: their arguments, the Python environment, and how a stage is started.
 HERE=$PWD
 cd "$(dirname "$0")"
-STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred"
-FROM=train_resnet50_SIPE UNTIL=eval_seg_pred RECIPE=
+STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred report"
+FROM=train_resnet50_SIPE UNTIL=report RECIPE=
 for stage in $STAGES; do printf -v "FLAGS_$stage" %s ""; done
 
 fail() {  # fail MESSAGE: end the script with one line

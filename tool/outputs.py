@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SETTINGS, SIZES, SKIPPED = "settings.json", ".sizes.json", "skipped.json"
 LATER_SETTINGS = {"recipe": "sipe"}  # what folders without them were made with
 DYING = 30  # seconds that the worker processes of a killed command may take to end
-RESULTS = (".npz", ".png", ".jpg", ".json")
+RESULTS = (".npz", ".png", ".jpg", ".html", ".json")
 
 
 @contextlib.contextmanager

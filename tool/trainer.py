@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
@@ -130,6 +131,17 @@ class RunFiles(NamedTuple):
         """The files of the training called name ("irn", "seg"); of SIPE's own for the empty name."""
         ckpt, logs = run_dir / "ckpt", run_dir / "tensorboard"
         return cls(ckpt / f"{name or 'final'}.pth", ckpt / f"{name}_last.pth".removeprefix("_"), logs / name)
+
+
+Scalars = dict[str, list[ScalarEvent]]  # name -> its (wall_time, step, value)
+
+
+def read_scalars(logs: Path) -> Scalars:
+    """What a training logged to its folder for TensorBoard, without the pictures; empty where there is nothing."""
+    if not [*logs.glob("*tfevents*")]:
+        return {}
+    log = EventAccumulator(str(logs), {"scalars": 0, "images": 1}).Reload()  # 0: all
+    return {name: log.Scalars(name) for name in log.Tags()["scalars"]}
 
 
 class Trainer:

@@ -28,8 +28,10 @@ def mask_layer(label: np.ndarray) -> np.ndarray:
 
     The background stays clear. Pixels of IGNORE are pale and have no outline.
     """
-    classes, width = np.where(label == IGNORE, 0, label), 1 + max(label.shape) // 200
-    layer = np.dstack([palette()[label], (label > 0) * np.uint8(TINT)])
+    classes, width = np.where(label == IGNORE, 0, label), 2 + max(label.shape) // 600
+    tints = np.column_stack([palette(), np.full(256, TINT, np.uint8)])
+    tints[0] = 0
+    layer = tints[label]
     layer[(classes > 0) & _near_border(classes, width + 1), 3] = 255
     layer[(classes > 0) & _near_border(classes, 1)] = 255
     return layer
@@ -67,6 +69,19 @@ def heat(picture: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """Lay a map (H, W) in [0, 1] over a picture (H, W, 3) uint8 as a heat map."""
     scaled = (np.clip(activation, 0, 1) * 255).astype(np.uint8)
     return cv2.addWeighted(cv2.applyColorMap(scaled, cv2.COLORMAP_JET)[:, :, ::-1], 0.5, picture, 0.5, 0)
+
+
+def heat_layer(activation: np.ndarray, levels: int = 24) -> np.ndarray:
+    """A map (H, W) in [0, 1] as RGBA (H, W, 4) uint8 to lay over a picture: the stronger, the more opaque; few levels pack well."""
+    level = (np.round(np.clip(activation, 0, 1) * levels) * (255 / levels)).astype(np.uint8)
+    return np.dstack([cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, :, ::-1], level // 4 * 3])
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture (H, W, 3) or a layer (H, W, 4) uint8 as JPEG or PNG, as the path says."""
+    options = {"format": "jpeg", "quality": 90} if path.suffix == ".jpg" else {"format": "png", "compress_level": 3}
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, **options)
 
 
 def training_sheet(image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, label: torch.Tensor, rows: int = 4) -> np.ndarray:

@@ -6,7 +6,18 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tool.visualize import bar_chart, contact_sheet, edge_sheet, heat, overlay, segmentation_sheet, training_sheet
+from tool.visualize import (
+    bar_chart,
+    contact_sheet,
+    edge_sheet,
+    heat,
+    heat_layer,
+    mask_layer,
+    name_places,
+    overlay,
+    segmentation_sheet,
+    training_sheet,
+)
 
 GREY = np.full((12, 16, 3), 100, np.uint8)
 
@@ -60,3 +71,32 @@ def test_sheets_and_charts_are_readable_files(tmp_path):
             assert image.format == kind and min(image.size) > 100
             assert len(np.unique(np.asarray(image.convert("RGB")))) > 2
     assert plt.get_fignums() == []
+
+
+def test_masks_have_an_outline_within_a_white_line_and_ignored_pixels_have_none():
+    label = np.zeros((40, 60), np.uint8)
+    label[5:35, 5:30], label[5:35, 30:55], label[:3] = 1, 2, 255
+    layer = mask_layer(label)
+    assert (layer[label == 0][:, 3] == 0).all() and (0 < layer[20, 15, 3] < 255)  # clear, and a tint
+    assert layer[20, 5].tolist() == layer[20, 29].tolist() == layer[20, 30].tolist() == [255] * 4
+    assert layer[20, 6].tolist() == [128, 0, 0, 255] and layer[20, 31].tolist() == [0, 128, 0, 255]  # VOC's first colours
+    assert len(np.unique(layer[:3].reshape(-1, 4), axis=0)) == 1 and layer[0, 0, 3] < 255
+    assert mask_layer(np.full((4, 4), 7, np.uint8))[..., 3].max() < 255  # the picture's edge is none of the mask's
+
+
+def test_names_stand_inside_their_masks_and_within_the_picture():
+    label = np.zeros((60, 80), np.uint8)
+    label[10:50, 10:40], label[0:12, 70:80], label[55:] = 3, 9, 255
+    assert name_places(label).keys() == {3, 9}
+    for key, (x, y) in name_places(label).items():
+        assert label[y, x] == key
+    assert 20 <= name_places(label)[3][1] < 40  # not at its border
+    picture = np.full((60, 80, 3), 100, np.uint8)
+    named, plain = overlay(picture, label, {3: "cat", 9: "猫 with a long name"}), overlay(picture, label)
+    assert (named != plain).any(2)[:12, :80].any() and (named != plain).any(2)[20:40, 10:40].any()
+    assert np.array_equal(overlay(picture, np.zeros_like(label), {}), picture)
+
+
+def test_heat_layers_are_the_more_opaque_the_stronger():
+    layer = heat_layer(np.array([[0.0, 0.5, 1.0, 7.0]]))
+    assert layer.shape == (1, 4, 4) and layer[0, 0, 3] == 0 < layer[0, 1, 3] < layer[0, 2, 3] == layer[0, 3, 3] < 255
