@@ -182,7 +182,7 @@ def history(run_dir: Path, logs: dict[str, trainer.Scalars]) -> Iterator[tuple[d
             began = min((one.wall_time for events in logs[name].values() for one in events), default=None)
             rows.append((script, checkpoint.arguments(checkpoint.read(final)), final.stat().st_mtime, began))
     for path in run_dir.glob(f"*/{outputs.SETTINGS}"):
-        about, ended = outputs.read_json(path), max(file.stat().st_mtime for file in path.parent.iterdir())
+        about, ended = outputs.read_json(path), max(file.stat().st_mtime for file in path.parent.glob("[!.]*"))
         rows.append((str(about.get("made_by")), about, ended, path.stat().st_mtime))
     for path in run_dir.glob("eval_*.json"):
         about = outputs.read_json(path)
