@@ -81,7 +81,8 @@ def find_stages(run_dir: Path, args: argparse.Namespace) -> list[Stage]:
         dataset = open_dataset(origin["dataset"], origin["dataset_root"])
         (cam_file.read_settings if is_map else label_file.check_folder)(folder, dataset.class_names)
         title = MAPS[name] if is_map else REFINED.get(settings[name].get("refine"), LABELS[settings[name]["made_by"]])
-        title += f" ({name})" * (title in (stage.title for stage in found)) + f", {run_dir.name}" * (len(args.run_dirs) > 1)
+        title += f", {run_dir.name}" * (len(args.run_dirs) > 1)
+        title += f" ({name})" * (title in (stage.title for stage in found))
         list_name = about["list"] if is_scored else dataset.spec.train_list
         entries = dataset.entries(list_name)
         where = f"{len(entries)} pictures of {dataset.root.name} ({Path(list_name).stem})"
