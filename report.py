@@ -147,7 +147,7 @@ def look_at(item: tuple[int, Entry, list[int], list[int]], stages: Sequence[Stag
 
 
 def class_columns(stages: Sequence[Stage], pictures: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[float | None]]]:
-    """Title, unit and values of classes: IoU in each stage, or the mean share of a picture where there is no truth; and what changed."""
+    """Title, unit and values of classes: what changed, IoU in each stage, or the mean share of a picture where there is no truth."""
     names, columns, changes = stages[0].dataset.class_names, [], []
     for i, stage in enumerate(stages):
         seen = [dict(row[:2] for row in picture["stages"][i]["classes"]) for picture in pictures if i in picture["stages"]]
@@ -158,7 +158,7 @@ def class_columns(stages: Sequence[Stage], pictures: Sequence[dict[str, Any]]) -
         if j is not None and columns[j][1] == unit:
             pairs = zip(columns[j][2], values)
             changes.append((stage.title, "change", [None if None in pair else pair[1] - pair[0] for pair in pairs]))
-    return columns + changes
+    return changes + columns
 
 
 def curves(logs: Sequence[dict[str, trainer.Scalars]]) -> Iterator[dict[str, Any]]:

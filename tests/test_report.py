@@ -276,8 +276,8 @@ def test_two_runs_show_what_changed(visit, data, tmp_path):
     page = page_of(make_run(data, tmp_path / "one"), make_run(data, tmp_path / "other", shift=2), folder="report_other")
     tab = visit(page)
     assert len(POINTS.findall(page.read_text())) == 2
-    soon(tab, "#classes small", ["IoU"] * 6 + ["change"] * 3)
-    changes = tab.locator("#classes tbody tr td:last-child").all_text_contents()
+    soon(tab, "#classes small", ["change"] * 3 + ["IoU"] * 6)
+    changes = tab.locator("#classes tbody td:nth-child(4)").all_text_contents()
     assert all(text.startswith("+") for text in changes)  # the other's labels are nearer to the truth
     soon(tab, f"{CARDS} >> nth=0", ["b2"])
     assert "% changed" in tab.locator(".card").first.text_content()

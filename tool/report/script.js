@@ -51,7 +51,7 @@ function framed(picture, ids) { // a picture under some of its layers
 
 function card(picture, stage) {
   const score = miou(picture, stage), changed = picture.stages[stage].changed ?? NaN, href = address({ picture: picture.number });
-  const facts = (isNaN(score) ? "" : `mIoU ${score.toFixed(1)} `) + (isNaN(changed) ? "" : `${changed} % changed`);
+  const facts = [isNaN(score) ? "" : `mIoU ${score.toFixed(1)}`, isNaN(changed) ? "" : `${changed} % changed`].filter(Boolean).join(", ");
   const marks = suspicions(picture, stage).map((text) => make("mark", {}, text));
   return make("a", { className: "card", href }, framed(picture, [stage]), make("b", {}, picture.name), facts, ...marks);
 }
