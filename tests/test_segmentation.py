@@ -310,7 +310,7 @@ class TestPrediction:
         with Image.open(out / f"{NAMES[0]}_overlay.jpg") as image:
             assert image.format == "JPEG"
             shown = np.asarray(image).astype(int)
-        painted = visualize.overlay(picture.astype(np.uint8), mask).astype(int)
+        painted = visualize.overlay(picture.astype(np.uint8), mask, VOC_CLASSES).astype(int)
         assert np.abs(shown - painted).mean() < np.abs(picture - painted).mean() / 3
         assert all(f"{VOC_CLASSES[key]} {100 * (mask == key).mean():.1f} %" in printed for key in np.unique(mask))
 
