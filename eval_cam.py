@@ -3,8 +3,8 @@
     python eval_cam.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
 
 Reads RUN_DIR/cam and the masks of --list. Writes RUN_DIR/eval_cam.json, eval_cam.png (IoU of each class) and eval_cam_sheet.png (best and
-worst pictures), and prints a table. Each kind of map is scored with its own background map, so no threshold is chosen. The general CAM is
-also scored over fixed background thresholds; the best one is marked as tuned on ground truth.
+worst pictures), and prints a table. Each kind of map is scored with its own background map, or its recipe's, so no threshold is chosen. The
+general CAM is also scored over fixed background thresholds; the best one is marked as tuned on ground truth.
 """
 
 import argparse

@@ -271,7 +271,7 @@ def cam_section(args: Namespace) -> Section:
     folded = inference.to_device(copy.deepcopy(plain), args.context)
 
     def whole(context: Context) -> Results:
-        make_cam.make_cams(folded, entries, labels, flags, context)
+        make_cam.make_cams(folded, entries, labels, flags, Namespace(context=context, readable=iter))
         files = (cam_file.load(cam_file.path_of(args.folder, name)) for name in entries.names())
         return lambda: {f"{kind} {file.path.stem}": file.maps(kind) for file in files for kind in cam_file.KINDS}
 
