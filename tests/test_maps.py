@@ -36,8 +36,9 @@ from errors import InputError
 from network import sipe
 from network.recipe import RECIPES
 from tool import cam_file, checkpoint
+from tool.checkpoint import load_network
 from tool.context import Context
-from tool.inference import load_network, multiscale_cams
+from tool.multiscale import multiscale_cams
 
 
 @pytest.fixture(scope="module")
