@@ -23,7 +23,7 @@ from errors import InputError
 from network.sipe import SIPE
 from tool import crf, label_file, outputs
 from tool.context import add_max_side, add_results, add_scales, add_switch, cli_main, parse_stage, run_context, stage_parser
-from tool.inference import load_network, segment_all
+from tool.inference import load_model, segment_all
 
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # where VOC's server looks for masks of methods that use other data too
 
@@ -83,15 +83,15 @@ def main(argv: list[str] | None = None) -> None:
         crf.require()
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.val_list)
-    model, _ = load_network(args.ckpt, dataset.class_names)
-    if isinstance(model, SIPE):
+    model = load_model(args.ckpt, args.device, args.amp, dataset.class_names)
+    if isinstance(model.network, SIPE):
         raise InputError(f"{args.ckpt}: holds no segmentation network; use --ckpt for one that train_seg.py wrote")
 
     def is_done(entry: Entry) -> bool:
         return label_file.is_prediction_up_to_date(args.label_dir, entry.name, args.save_prob, entry.picture)
 
     with run_context(args) as context:
-        results = outputs.Results(args.label_dir, "infer_seg", settings(args, dataset, model), context, args)
+        results = outputs.Results(args.label_dir, "infer_seg", settings(args, dataset, model.network), context, args)
         todo = entries.select(results.unfinished(entries, is_done, label_file.kilobytes(args.save_prob)))
         for item, keys, maps in segment_all(model, todo, None, args, results):
             name = todo[item.index].name

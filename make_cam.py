@@ -22,7 +22,8 @@ from network.recipe import Recipe
 from network.sipe import SIPE
 from tool import cam_file, outputs
 from tool.context import add_recipe, add_results, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
-from tool.inference import load_network, multiscale_cams, to_device
+from tool.inference import load_model
+from tool.multiscale import multiscale_cams
 
 KILOBYTES = 25  # of a CAM file of VOC, about
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = open_dataset(args.dataset, args.dataset_root)
     entries = dataset.entries(args.list or dataset.spec.train_list)
     labels = dataset.labels(entries)
-    model, _ = load_network(args.ckpt, dataset.class_names, args.recipe)
+    model = load_model(args.ckpt, args.device, args.amp, dataset.class_names, args.recipe).network
     if not isinstance(model, SIPE):
         raise InputError(f"{args.ckpt}: holds a segmentation network; use --ckpt for one of train_resnet50_SIPE.py")
     folder = args.run_dir / "cam"
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     with run_context(args) as context:
         results = outputs.Results(folder, "make_cam", settings(args, dataset, model.recipe), context, args)
         todo = results.unfinished(entries, is_done, KILOBYTES)
-        make_cams(to_device(model, context), entries.select(todo), labels[todo], args, results)
+        make_cams(model, entries.select(todo), labels[todo], args, results)
         results.finish()
 
 

@@ -28,9 +28,10 @@ from data.images import orientation, read_picture, stored_size, to_stored_frame,
 from data.registry import Dataset, Entries, Entry, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
-from tool import cam_file, crf, label_file, outputs
+from tool import cam_file, crf, inference, label_file, outputs
+from tool.checkpoint import load_irn
 from tool.context import Context, add_results, add_switch, cli_main, parse_stage, run_context, stage_parser
-from tool.inference import load_irn, to_device
+from tool.multiscale import to_device
 from tool.random_walk import random_walk
 
 MAP_POWER = 1.5  # of the maps before they walk
@@ -81,10 +82,8 @@ def refine_alone(entry: Entry, args: argparse.Namespace, num_classes: int) -> No
     picture = read_picture(entry.picture, upright=False)
     cams = cam_file.load(cam_file.path_of(args.run_dir, entry.name), num_classes, picture.shape[:2])
     maps = cams.maps(args.map)
-    if args.refine == "crf" and args.crf_on == "labels":
-        maps = crf.refine_label(picture, maps.argmax(0), len(maps))
-    elif args.refine == "crf":
-        maps = crf.refine_maps(picture, maps)
+    if args.refine == "crf":
+        maps = inference.refine(picture, maps, args.crf_on)
     label_file.save_prediction(args.label_dir, entry.name, cams.keys, maps, args.save_prob)
 
 

@@ -1,16 +1,19 @@
-"""Masks of any pictures, without a dataset on disk: one picture, a folder, a pattern.
+"""Masks of any pictures and clips, without a dataset on disk: one picture, a folder, a pattern.
 
     python predict.py cat.jpg photos 'more/*.png' --ckpt runs/voc/ckpt/seg.pth
-    python predict.py cat.jpg --ckpt runs/voc/ckpt/final.pth --tags cat person
+    python predict.py cat.jpg clip.mp4 --ckpt runs/voc/ckpt/final.pth --tags cat person
 
 A segmentation network (train_seg.py) finds the classes itself. SIPE (train_resnet50_SIPE.py; the authors' checkpoints work too) needs to
 know them: pass --tags for all pictures, or --tag_table for each. Writes OUTPUT_DIR/NAME.png, a palette PNG of class ids in the frame in
 which the picture is stored, and OUTPUT_DIR/NAME_overlay.jpg, the picture upright under its mask; with --areas, OUTPUT_DIR/areas.json.
-Pictures with up-to-date results are skipped: run the same command to resume.
+A clip gets OUTPUT_DIR/NAME_000000.png and so on, a mask for each frame, and OUTPUT_DIR/NAME_overlay.mp4 (pip install imageio-ffmpeg).
+Pictures and frames with up-to-date results are skipped: run the same command to resume.
 """
 
 import argparse
+import functools
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -28,16 +31,16 @@ from data.registry import Entries, Entry
 from data.transforms import strongest
 from errors import InputError
 from network.sipe import SIPE
+from tool import clips, crf, label_file, outputs, visualize
 from tool import context as ctx
-from tool import crf, label_file, outputs, visualize
-from tool.inference import load_network, segment_all
+from tool.inference import Model, load_model, mask_of, segment_all
 
 KILOBYTES = 60  # of the mask and the overlay of a picture of VOC, about
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ctx.command_parser(__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="pictures, folders of pictures, or patterns like 'photos/**/*.jpg'")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, clips, folders of pictures, patterns like 'photos/**/*.jpg'")
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of train_seg.py, or of SIPE together with tags")
     parser.add_argument("--output_dir", dest="run_dir", type=Path, default="predictions", help="folder of the masks (default predictions)")
     parser.add_argument("--tags", nargs="+", metavar="CLASS", help="for SIPE: the classes that are in every picture")
@@ -59,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
-    """The pictures that files, folders and patterns name, except those in output_dir, which an earlier run wrote.
+    """The pictures and clips that files, folders and patterns name, except those in output_dir, which an earlier run wrote.
 
     Raises InputError where there is none, or two of one name.
     """
@@ -71,13 +74,13 @@ def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
         elif os.path.isfile(given):
             paths = [given]
         else:
-            paths = sorted(path for path in glob.glob(given, recursive=True) if path.lower().endswith(PICTURE_TYPES))
+            paths = sorted(path for path in glob.glob(given, recursive=True) if path.lower().endswith((*PICTURE_TYPES, *clips.TYPES)))
         paths = [path for path in paths if os.path.realpath(os.path.dirname(path)) != own]
         if not paths:
             types = ", ".join(PICTURE_TYPES)
             raise InputError(f"{given}: there is no picture ({types}); use pictures, folders or patterns like 'photos/*.jpg'")
         for path in paths:
-            name = plain_name(os.path.basename(path))
+            name = plain_name(os.path.basename(path), (*PICTURE_TYPES, *clips.TYPES))
             if name in pictures and not os.path.samefile(path, pictures[name]):
                 raise InputError(f"{path}: its mask {name}.png would replace that of {pictures[name]}; use two --output_dir")
             pictures[name] = path
@@ -109,9 +112,19 @@ def settings(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     } | ({"recipe": model.recipe.name} if isinstance(model, SIPE) else {})
 
 
-def paths_of(entry: Entry, output_dir: Path) -> tuple[Path, Path]:
-    """Where the mask and the overlay of a picture go."""
+def is_clip(entry: Entry) -> bool:
+    return entry.picture.suffix.lower() in clips.TYPES
+
+
+def paths_of(entry: Entry, output_dir: Path) -> tuple[Path, ...]:
+    """Where the mask and the overlay of a picture go; of a clip, its overlay."""
+    if is_clip(entry):
+        return (output_dir / f"{entry.name}_overlay.mp4",)
     return label_file.path_of(output_dir, entry.name), output_dir / f"{entry.name}_overlay.jpg"
+
+
+def sources_of(entry: Entry, args: argparse.Namespace) -> list[Path]:
+    return [entry.picture, *filter(None, [args.tag_table])]
 
 
 def areas_of(label: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:
@@ -126,6 +139,21 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
     visualize.save(overlay, visualize.overlay(item.picture, label, class_names))
     shares = (f"{name} {100 * pixels / label.size:.1f} %" for name, pixels in areas_of(label, class_names).items())
     tqdm.write(f"{entry.picture}: {', '.join(shares)}")
+
+
+def write_clip(entry: Entry, tags: dict[str, list[str]], model: Model, args: argparse.Namespace) -> None:
+    """Write a mask for each frame of a clip, and the overlay; what an earlier run has found is read instead."""
+    (overlay,), frames = paths_of(entry, args.run_dir), clips.read_frames(entry.picture)
+    fps, size = next(frames)
+    with clips.write_frames(overlay, fps, size) as write:
+        for i, frame in enumerate(tqdm(frames, desc=entry.name, unit="frame")):
+            path = label_file.path_of(args.run_dir, f"{entry.name}_{i:06}")
+            if outputs.is_up_to_date(path, *sources_of(entry, args)):
+                label = read_mask(path, len(model.class_names), size)
+            else:
+                label = mask_of(model, frame, tags[entry.name], args.scales, args.max_side, args.crf)
+                label_file.save(path, label)
+            write(visualize.overlay(frame, label, model.class_names))
 
 
 def write_areas(entries: Entries, class_names: tuple[str, ...], output_dir: Path) -> None:
@@ -144,22 +172,27 @@ def main(argv: list[str] | None = None) -> None:
     if args.crf:
         crf.require()
     entries = find_pictures(args.inputs, args.run_dir)
-    model, class_names = load_network(args.ckpt, recipe=args.recipe)
-    labels = read_labels(entries, model, class_names, args)
+    model = load_model(args.ckpt, args.device, args.amp, recipe=args.recipe)
+    labels = read_labels(entries, model.network, model.class_names, args)
+    of_classes = np.zeros((len(entries), 0)) if labels is None else labels
+    tags = {name: [*itertools.compress(model.class_names[1:], label)] for name, label in zip(entries.names(), of_classes)}
 
     def is_done(entry: Entry) -> bool:
-        sources = [entry.picture, *filter(None, [args.tag_table])]
-        return all(outputs.is_up_to_date(path, *sources) for path in paths_of(entry, args.run_dir))
+        return all(outputs.is_up_to_date(path, *sources_of(entry, args)) for path in paths_of(entry, args.run_dir))
 
     with ctx.run_context(args) as context:
-        results = outputs.Results(args.run_dir, "predict", settings(args, model), context, args)
+        results = outputs.Results(args.run_dir, "predict", settings(args, model.network), context, args)
         todo = results.unfinished(entries, is_done, KILOBYTES)
+        of_clips = [i for i in todo if is_clip(entries[i])]
+        todo = [i for i in todo if i not in of_clips]
         mine = entries.select(todo)
         for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, results):
-            write_result(mine[item.index], item, keys.astype(np.uint8)[strongest(maps, item.size)], class_names, args.run_dir)
+            write_result(mine[item.index], item, keys.astype(np.uint8)[strongest(maps, item.size)], model.class_names, args.run_dir)
+        for _ in results.map(functools.partial(write_clip, tags=tags, model=model, args=args), entries.select(of_clips), num_workers=0):
+            pass
         context.barrier()
         if args.areas and context.is_main:
-            write_areas(entries, class_names, args.run_dir)
+            write_areas(entries, model.class_names, args.run_dir)
         results.finish()
 
 

@@ -33,11 +33,11 @@ def checked(result: tuple[Any, list[str]]) -> Any:
     return rows
 
 
-def plain_name(text: str) -> str:
+def plain_name(text: str, types: tuple[str, ...] = PICTURE_TYPES) -> str:
     """A picture's name as the whole project spells it: without the extension of a picture, in Unicode's composed form."""
     name = composed(text.strip())
     stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in PICTURE_TYPES else name
+    return stem if ending.lower() in types else name
 
 
 def escapes_folder(text: str) -> bool:
@@ -60,11 +60,18 @@ def read_lines(path: Path, cure: str) -> list[tuple[int, str]]:
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """The class names of a text file, one per line, after the background. Raises InputError for an unreadable file or unusable names."""
-    names = [line for _, line in read_lines(path, "write one class name per line, without 'background'")]
+    return check_class_names((line for _, line in read_lines(path, "write one class name per line, without 'background'")), path)
+
+
+def check_class_names(lines: Iterable[str], path: Path) -> tuple[str, ...]:
+    """Class names from a file, after the background, in Unicode's composed form. Raises InputError for unusable names."""
+    names = [composed(line.strip()) for line in lines]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice:
         raise InputError(f"{path}: class '{twice}' occurs twice; keep one of the lines")
-    if not 1 <= len(names) <= MAX_CLASSES or any(name.lower() == "background" or ";" in name for name in names):
+    if not 1 <= len(names) <= MAX_CLASSES or any(
+        name.lower() in ("", "background") or ";" in name or _CONTROL.search(name) for name in names
+    ):
         raise InputError(f"{path}: write 1 to {MAX_CLASSES} class names, one per line, without 'background' and semicolons")
     return ("background", *names)
 

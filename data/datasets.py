@@ -87,6 +87,15 @@ class Unread(NamedTuple):
     reason: str
 
 
+def pyramid_of(
+    picture: np.ndarray, label: np.ndarray, scales: Sequence[float], max_side: int = 0, index: int = 0, orientation: int = 1
+) -> Pyramid:
+    """A picture (H, W, 3) uint8, upright, at several scales; see Pyramids."""
+    small = shrink(picture, max_side)
+    images = [to_tensor(resize(small, scale)) for scale in scales]
+    return Pyramid(index, images, torch.from_numpy(label), picture.shape[:2], small.shape[:2], orientation, picture)
+
+
 class Pyramids(Dataset):
     """Whole pictures at several scales, for inference.
 
@@ -109,10 +118,7 @@ class Pyramids(Dataset):
             if not self.skip:
                 raise
             return Unread(self.entries[index], str(error))
-        small = shrink(picture, self.max_side)
-        images = [to_tensor(resize(small, scale)) for scale in self.scales]
-        label = torch.from_numpy(self.labels[index])
-        return Pyramid(index, images, label, picture.shape[:2], small.shape[:2], orientation(path), picture)
+        return pyramid_of(picture, self.labels[index], self.scales, self.max_side, index, orientation(path))
 
 
 class ResumableBatches(Sampler):

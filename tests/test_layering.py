@@ -15,6 +15,7 @@ FORBIDDEN = {  # what the files of a folder may not import
     "tool": {"benchmarks", *SCRIPTS},
     "benchmarks": set(),  # they time the scripts, too
     "fig": {"benchmarks", *SCRIPTS},
+    "examples": {"network", "data", "tool", "benchmarks", "errors", *SCRIPTS},
     "": {"benchmarks", *SCRIPTS},  # the scripts themselves
 }
 

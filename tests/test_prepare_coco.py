@@ -59,7 +59,7 @@ PRODUCED = MASKS | {"train.txt", "val.txt", "tags.csv"}
 TWO_BOXES = [*box("dog", 0, 0, 2, 2)["segmentation"], *box("dog", 8, 0, 10, 2)["segmentation"], [3, 3, 4, 4]]
 OUTSIDE = [[100, 100, 120, 100, 120, 120]]
 FIELDS = [*(("images", key) for key in ("id", "file_name", "height", "width")), ("categories", "id"), ("categories", "name")]
-FIELDS += [("annotations", key) for key in ("image_id", "category_id", "iscrowd", "segmentation")]
+FIELDS += [("annotations", key) for key in ("image_id", "category_id")]
 VALUES = [("annotations", "category_id", 12), ("images", "height", float("nan")), ("categories", "name", "wizard")]
 VALUES += [("images", "file_name", name) for name in ("../secret.jpg", r"..\secret.jpg", "more/t_1.jpg", 7)]
 CHANGES = {
@@ -194,7 +194,7 @@ def segmentation(value: object) -> Callable[[Path], None]:
 
 
 POLYGONS = [*([[0, 0, far, 0, 4, 4]] for far in (float("nan"), 1e9, 10**400)), [[0, 0, 4, 0, 4, 4, 0]], [0, 0, 4, 0, 4, 4], None]
-CODES = [[48, 16], [100, -20, 16], [48.5, 47.5], "PPYo0"]  # a sum that is too small, a negative count, fractions, a packed code
+CODES = [[48, 16], [100, -20, 16], [48.5, 47.5], "PPYo0>"]  # a sum that is too small, a negative count, fractions, a packed code
 SPOILED = {
     "missing": lambda root: (root / "train2014/t_1.jpg").unlink(),
     "turned": lambda root: Image.new("RGB", (HEIGHT, WIDTH)).save(root / "train2014/t_1.jpg"),

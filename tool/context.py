@@ -180,19 +180,24 @@ class Context:
         return values
 
 
+def local_context(device: str, amp: str) -> Context:
+    """The context of this process, by the flags --device and --amp. Raises InputError as `choose_device` and `check_precision` do."""
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    check_precision(amp, chosen)
+    return Context(chosen, int(os.environ.get("RANK", 0)), world_size(), AMP[amp])
+
+
 @contextlib.contextmanager
 def run_context(args: argparse.Namespace) -> Iterator[Context]:
     """Choose the device, join torchrun's process group, and make sure that args.run_dir can be written."""
-    processes = world_size()
-    device, amp = choose_device(getattr(args, "device", "cpu"), int(os.environ.get("LOCAL_RANK", 0))), getattr(args, "amp", "off")
-    check_precision(amp, device)
+    context = local_context(getattr(args, "device", "cpu"), getattr(args, "amp", "off"))
     make_writable(args.run_dir)
-    if processes > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # objects and barriers go by gloo
+    if context.world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if context.is_cuda else "gloo"  # objects and barriers go by gloo
         dist.init_process_group(backend, timeout=PATIENCE)
-    with contextlib.ExitStack() as stack:
-        yield Context(device, int(os.environ.get("RANK", 0)), processes, AMP[amp], stack)
-    if processes > 1:  # not after an error: the other processes may be waiting for this one
+    with context.stack:
+        yield context
+    if context.world_size > 1:  # not after an error: the other processes may be waiting for this one
         dist.destroy_process_group()
 
 
