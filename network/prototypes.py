@@ -155,7 +155,7 @@ def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.
     The mean cosine similarity to several prototypes is the product with their mean, so one vector is enough.
 
     Args:
-        strong, weak: (N, D) and (M, D) float32, cells of the last map where the class's CAM is above and below a threshold.
+        strong, weak: (N, D), N at least 1, and (M, D) float32, cells of the last map where the class's CAM is above and below a threshold.
         classifier: (K-1, D) float32 weights. index: of the class among them.
     """
 
@@ -163,7 +163,7 @@ def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.
         return F.normalize(prototypes, dim=1).sum(0) / max(len(prototypes), 1)
 
     with without_tf32():
-        of_class, of_context = cluster(strong, CLUSTERS), cluster(weak, CLUSTERS)
+        of_class, of_context = (cluster(cells, CLUSTERS) if len(cells) else cells for cells in (strong, weak))
         certainty, doubt = ((prototypes @ classifier.T).softmax(1)[:, index] for prototypes in (of_class, of_context))
         kept = of_class[(certainty > CERTAIN) | (certainty == certainty.max())]
         return mean(kept) - mean(of_context[(doubt > UNRELATED) & (doubt < CERTAIN)])

@@ -271,7 +271,7 @@ def _one_line(error: Exception) -> str | None:
     """The line that tells a user what to fix; None for an error that is ours."""
     text = str(error)
     if isinstance(error, InputError):  # a DataLoader worker puts its traceback before the message
-        return text.rsplit("InputError: ", 1)[-1].strip()
+        return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator: can't allocate memory" in text:
         return "out of memory; use a smaller --batch_size, --crop_size or --scales"
     if isinstance(error, OSError) and error.filename:

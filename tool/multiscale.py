@@ -69,7 +69,7 @@ def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, see
                 places = rng.permutation(there.nonzero()[:, 0].cpu().numpy())[:most]
                 kept.append(grid[torch.from_numpy(places).to(grid.device)])
         strong, weak = (torch.cat(kept) if kept else kept for kept in cells)
-        if len(strong) and len(weak):
+        if len(strong):
             found[k] = class_prototype(strong, weak, classifier, k).cpu()
     prototypes = torch.zeros(len(classifier), classifier.shape[1])
     for part in context.all_gather_object(found):

@@ -255,7 +255,8 @@ class Results:
             _delete(path)
         context.print("".join(f"left out: {reason}\n" for reason in skipped.values()) + f"wrote {self.folder}")
         if skipped:
-            raise SkippedError(f"{path}: {len(skipped)} pictures cannot be read and are left out; mend them and run the same command")
+            example = next(iter(skipped.values()))
+            raise SkippedError(f"{path}: {len(skipped)} pictures cannot be read and are left out, the first of them {example}")
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         if self.context.is_main and not (path.is_file() and read_json(path) == content):
