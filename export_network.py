@@ -2,12 +2,11 @@
 
     python export_network.py --ckpt runs/voc/ckpt/seg.pth [--float16]
 
-Writes CKPT with the ending .onnx, or --output. Its input `image` (B, 3, H, W) float32, of any batch and size, is RGB in [0, 1] normalised
+Writes CKPT with the ending .onnx. Its input `image` (B, 3, H, W) float32, of any batch and size, is RGB in [0, 1] normalised
 by `mean` and `std`; its output is `logits` (B, K, H, W) float32. Its metadata are `class_names`, background first, `mean` and `std`: JSON.
 examples/onnx_predict.py runs it with onnxruntime. Needs pip install onnx onnxscript.
 """
 
-import argparse
 import json
 import sys
 import warnings
@@ -37,36 +36,29 @@ class FullSize(nn.Module):
         return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=self.network.align_corners)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of train_seg.py")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="form of the network (default onnx)")
-    parser.add_argument("--output", type=Path, help="the file (default: CKPT with the ending .onnx)")
     add_switch(parser, "--float16", "compute in float16, in a file of half the size")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
+    network, class_names, _ = load_model(args.ckpt, "cpu")
+    if isinstance(network, SIPE):
+        raise InputError(f"{args.ckpt}: is SIPE, which needs tags; use --ckpt for a network of train_seg.py")
+    network = FullSize(network, torch.float16 if args.float16 else torch.float32).eval()
+    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    flags = {"input_names": ["image"], "output_names": ["logits"], "dynamic_shapes": (free,), "dynamo": True, "verbose": False}
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's remarks on itself
+            program = torch.onnx.export(network, (torch.zeros(2, 3, 96, 128),), **flags)
     except ImportError as error:
         raise InputError(f"onnx: cannot be imported ({error}); pip install onnx onnxscript") from None
-    model, path = load_model(args.ckpt, "cpu"), args.output or args.ckpt.with_suffix(".onnx")
-    if isinstance(model.network, SIPE):
-        raise InputError(f"{args.ckpt}: is SIPE, which needs tags; use --ckpt for a network of train_seg.py")
-    network, image = FullSize(model.network, torch.float16 if args.float16 else torch.float32).eval(), torch.zeros(2, 3, 96, 128)
-    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    names = {"input_names": ["image"], "output_names": ["logits"]}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's remarks on itself
-        program = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=(free,), verbose=False, **names)
-    about = {"class_names": model.class_names, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    about = {"class_names": class_names, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})
-    with atomic_write(path) as temporary:
+    with atomic_write(args.ckpt.with_suffix(".onnx")) as temporary:
         program.save(temporary)
-    print(f"wrote {path}: {path.stat().st_size / 1e6:.0f} MB, {len(model.class_names)} classes")
+    print(f"wrote {args.ckpt.with_suffix('.onnx')}: {len(class_names)} classes")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from network.recipe import Recipe
 from network.sipe import SIPE
 from tool import cam_file, outputs
 from tool.context import add_recipe, add_results, add_scales, cli_main, parse_stage, positive_int, run_context, stage_parser
-from tool.inference import load_model
-from tool.multiscale import multiscale_cams
+from tool.inference import load_model, multiscale_cams
 
 KILOBYTES = 25  # of a CAM file of VOC, about
 

@@ -29,9 +29,8 @@ from data.registry import Dataset, Entries, Entry, open_dataset
 from data.transforms import normalize, to_tensor
 from network.irn import IRN, STRIDE
 from tool import cam_file, crf, inference, label_file, outputs
-from tool.checkpoint import load_irn
 from tool.context import Context, add_results, add_switch, cli_main, parse_stage, run_context, stage_parser
-from tool.multiscale import to_device
+from tool.inference import load_irn, to_device
 from tool.random_walk import random_walk
 
 MAP_POWER = 1.5  # of the maps before they walk

@@ -13,10 +13,10 @@ Pictures and frames with up-to-date results are skipped: run the same command to
 import argparse
 import functools
 import glob
-import itertools
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from data.datasets import Pyramid
 from data.images import read_mask, to_stored_frame
 from data.registry import Entries, Entry
 from data.transforms import strongest
-from errors import InputError
+from errors import InputError, UnreadableError
 from network.sipe import SIPE
-from tool import clips, crf, label_file, outputs, visualize
 from tool import context as ctx
+from tool import crf, label_file, outputs, visualize
 from tool.inference import Model, load_model, mask_of, segment_all
 
+CLIP_TYPES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 KILOBYTES = 60  # of the mask and the overlay of a picture of VOC, about
 
 
@@ -74,13 +75,13 @@ def find_pictures(inputs: Sequence[str], output_dir: Path) -> Entries:
         elif os.path.isfile(given):
             paths = [given]
         else:
-            paths = sorted(path for path in glob.glob(given, recursive=True) if path.lower().endswith((*PICTURE_TYPES, *clips.TYPES)))
+            paths = sorted(path for path in glob.glob(given, recursive=True) if path.lower().endswith((*PICTURE_TYPES, *CLIP_TYPES)))
         paths = [path for path in paths if os.path.realpath(os.path.dirname(path)) != own]
         if not paths:
             types = ", ".join(PICTURE_TYPES)
             raise InputError(f"{given}: there is no picture ({types}); use pictures, folders or patterns like 'photos/*.jpg'")
         for path in paths:
-            name = plain_name(os.path.basename(path), (*PICTURE_TYPES, *clips.TYPES))
+            name = plain_name(os.path.basename(path), (*PICTURE_TYPES, *CLIP_TYPES))
             if name in pictures and not os.path.samefile(path, pictures[name]):
                 raise InputError(f"{path}: its mask {name}.png would replace that of {pictures[name]}; use two --output_dir")
             pictures[name] = path
@@ -112,19 +113,11 @@ def settings(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     } | ({"recipe": model.recipe.name} if isinstance(model, SIPE) else {})
 
 
-def is_clip(entry: Entry) -> bool:
-    return entry.picture.suffix.lower() in clips.TYPES
-
-
 def paths_of(entry: Entry, output_dir: Path) -> tuple[Path, ...]:
     """Where the mask and the overlay of a picture go; of a clip, its overlay."""
-    if is_clip(entry):
+    if entry.picture.suffix.lower() in CLIP_TYPES:
         return (output_dir / f"{entry.name}_overlay.mp4",)
     return label_file.path_of(output_dir, entry.name), output_dir / f"{entry.name}_overlay.jpg"
-
-
-def sources_of(entry: Entry, args: argparse.Namespace) -> list[Path]:
-    return [entry.picture, *filter(None, [args.tag_table])]
 
 
 def areas_of(label: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:
@@ -141,19 +134,29 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
     tqdm.write(f"{entry.picture}: {', '.join(shares)}")
 
 
-def write_clip(entry: Entry, tags: dict[str, list[str]], model: Model, args: argparse.Namespace) -> None:
+def write_clip(entry: Entry, tags: dict[str, np.ndarray], model: Model, args: argparse.Namespace) -> None:
     """Write a mask for each frame of a clip, and the overlay; what an earlier run has found is read instead."""
-    (overlay,), frames = paths_of(entry, args.run_dir), clips.read_frames(entry.picture)
-    fps, size = next(frames)
-    with clips.write_frames(overlay, fps, size) as write:
+    try:
+        from imageio_ffmpeg import read_frames, write_frames
+
+        frames = read_frames(str(entry.picture))
+        about = next(frames)
+    except ImportError as error:
+        raise InputError(f"{entry.picture}: imageio_ffmpeg cannot be imported ({error}); pip install imageio-ffmpeg") from None
+    except (OSError, RuntimeError) as error:
+        raise UnreadableError(f"{entry.picture}: cannot be decoded ({str(error).splitlines()[0]}); convert it to an .mp4") from None
+    (overlay,), (width, height) = paths_of(entry, args.run_dir), about["size"]
+    flags = {"fps": about["fps"], "macro_block_size": 2, "output_params": ["-f", "mp4"]}  # even sides
+    with outputs.atomic_write(overlay) as file, closing(write_frames(str(file), (width, height), **flags)) as video:
+        video.send(None)
         for i, frame in enumerate(tqdm(frames, desc=entry.name, unit="frame")):
-            path = label_file.path_of(args.run_dir, f"{entry.name}_{i:06}")
-            if outputs.is_up_to_date(path, *sources_of(entry, args)):
-                label = read_mask(path, len(model.class_names), size)
+            frame, path = np.frombuffer(frame, np.uint8).reshape(height, width, 3), label_file.path_of(args.run_dir, f"{entry.name}_{i:06}")
+            if outputs.is_up_to_date(path, entry.picture, *filter(None, [args.tag_table])):
+                label = read_mask(path, len(model.class_names), (height, width))
             else:
-                label = mask_of(model, frame, tags[entry.name], args.scales, args.max_side, args.crf)
+                label = mask_of(model, frame, tags.get(entry.name, ()), args.scales, args.max_side, args.crf)
                 label_file.save(path, label)
-            write(visualize.overlay(frame, label, model.class_names))
+            video.send(np.ascontiguousarray(visualize.overlay(frame, label, model.class_names)))
 
 
 def write_areas(entries: Entries, class_names: tuple[str, ...], output_dir: Path) -> None:
@@ -174,22 +177,20 @@ def main(argv: list[str] | None = None) -> None:
     entries = find_pictures(args.inputs, args.run_dir)
     model = load_model(args.ckpt, args.device, args.amp, recipe=args.recipe)
     labels = read_labels(entries, model.network, model.class_names, args)
-    of_classes = np.zeros((len(entries), 0)) if labels is None else labels
-    tags = {name: [*itertools.compress(model.class_names[1:], label)] for name, label in zip(entries.names(), of_classes)}
+    tags = {name: np.array(model.class_names[1:])[label == 1] for name, label in zip(entries.names(), [] if labels is None else labels)}
 
     def is_done(entry: Entry) -> bool:
-        return all(outputs.is_up_to_date(path, *sources_of(entry, args)) for path in paths_of(entry, args.run_dir))
+        return all(outputs.is_up_to_date(path, entry.picture, *filter(None, [args.tag_table])) for path in paths_of(entry, args.run_dir))
 
     with ctx.run_context(args) as context:
         results = outputs.Results(args.run_dir, "predict", settings(args, model.network), context, args)
         todo = results.unfinished(entries, is_done, KILOBYTES)
-        of_clips = [i for i in todo if is_clip(entries[i])]
+        of_clips = [i for i in todo if entries[i].picture.suffix.lower() in CLIP_TYPES]
         todo = [i for i in todo if i not in of_clips]
         mine = entries.select(todo)
         for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, results):
             write_result(mine[item.index], item, keys.astype(np.uint8)[strongest(maps, item.size)], model.class_names, args.run_dir)
-        for _ in results.map(functools.partial(write_clip, tags=tags, model=model, args=args), entries.select(of_clips), num_workers=0):
-            pass
+        list(results.map(functools.partial(write_clip, tags=tags, model=model, args=args), entries.select(of_clips), num_workers=0))
         context.barrier()
         if args.areas and context.is_main:
             write_areas(entries, model.class_names, args.run_dir)

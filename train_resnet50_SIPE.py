@@ -25,7 +25,7 @@ from network.losses import classification_loss, consistency_loss
 from network.sipe import SIPE, Localization
 from tool import cam_file, checkpoint, metrics, trainer
 from tool.context import Context, add_recipe, cli_main, positive_int, run_context, stage_parser, world_size
-from tool.multiscale import find_class_prototypes, multiscale_cams, to_device
+from tool.inference import find_class_prototypes, load_network, multiscale_cams, to_device
 from tool.visualize import training_sheet
 
 RECIPE = (*trainer.RECIPE, "resize_long", "backbone")
@@ -121,7 +121,7 @@ def follow_recipe(args: argparse.Namespace, context: Context, dataset: Dataset, 
     content = checkpoint.read(path)
     if args.recipe in ("sipe", content["arguments"].get("recipe")):
         return
-    model, _ = checkpoint.load_network(path, dataset.class_names, "sipe")
+    model, _ = load_network(path, dataset.class_names, "sipe")
     prototypes = find_class_prototypes(to_device(model, context), entries, labels, args.seed, args.num_workers, context)
     context.barrier()  # all have read the checkpoint
     if context.is_main:

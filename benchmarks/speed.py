@@ -48,7 +48,7 @@ from data.transforms import normalize
 from errors import InputError
 from network import deeplab, irn, losses, prototypes, resnet
 from network.sipe import SIPE, Localization, add_mirror, general_cam, label_mask
-from tool import cam_file, metrics, multiscale, outputs
+from tool import cam_file, inference, metrics, outputs
 from tool.context import AMP, Context, add_device, add_workers, check_precision, choose_device, cli_main, command_parser, positive_int
 from tool.random_walk import random_walk, search_paths
 from tool.trainer import RunFiles, Trainer
@@ -268,7 +268,7 @@ def cam_section(args: Namespace) -> Section:
     flags = make_cam.parse_args([*flags, "--scales", *map(str, args.sizes.scales)])
     torch.manual_seed(0)
     plain = SIPE(dataset.num_classes).eval().to(args.context.device)
-    folded = multiscale.to_device(copy.deepcopy(plain), args.context)
+    folded = inference.to_device(copy.deepcopy(plain), args.context)
 
     def whole(context: Context) -> Results:
         make_cam.make_cams(folded, entries, labels, flags, Namespace(context=context, readable=iter))
@@ -304,10 +304,10 @@ def batch_section(args: Namespace) -> Section:
     drawn = [draw_batch("cpu", max(counts.values()), round(scale * args.sizes.side)) for scale in args.sizes.scales]
     items = [Namespace(images=images, label=label) for label, *images in zip(drawn[0]["label"], *(one["image"] for one in drawn))]
     torch.manual_seed(0)
-    model = multiscale.to_device(SIPE(NUM_CLASSES), args.context)
+    model = inference.to_device(SIPE(NUM_CLASSES), args.context)
 
     def work(context: Context, count: int) -> Results:
-        _, maps = multiscale.multiscale_cams(model, items[:count], context)[0]
+        _, maps = inference.multiscale_cams(model, items[:count], context)[0]
         return lambda: {"CAM": torch.cat([one.flatten() for one in maps["cam"]])}  # of the first picture, which all calls share
 
     return {name: partial(work, count=count) for name, count in counts.items()}, counts, {"CAM": 1e-4}

@@ -69,9 +69,8 @@ def check_class_names(lines: Iterable[str], path: Path) -> tuple[str, ...]:
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice:
         raise InputError(f"{path}: class '{twice}' occurs twice; keep one of the lines")
-    if not 1 <= len(names) <= MAX_CLASSES or any(
-        name.lower() in ("", "background") or ";" in name or _CONTROL.search(name) for name in names
-    ):
+    is_bad = [name.lower() in ("", "background") or ";" in name or _CONTROL.search(name) for name in names]
+    if not 1 <= len(names) <= MAX_CLASSES or any(is_bad):
         raise InputError(f"{path}: write 1 to {MAX_CLASSES} class names, one per line, without 'background' and semicolons")
     return ("background", *names)
 

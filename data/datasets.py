@@ -87,13 +87,11 @@ class Unread(NamedTuple):
     reason: str
 
 
-def pyramid_of(
-    picture: np.ndarray, label: np.ndarray, scales: Sequence[float], max_side: int = 0, index: int = 0, orientation: int = 1
-) -> Pyramid:
+def pyramid_of(picture: np.ndarray, label: np.ndarray, scales: Sequence[float], max_side: int, index: int = 0, turn: int = 1) -> Pyramid:
     """A picture (H, W, 3) uint8, upright, at several scales; see Pyramids."""
     small = shrink(picture, max_side)
     images = [to_tensor(resize(small, scale)) for scale in scales]
-    return Pyramid(index, images, torch.from_numpy(label), picture.shape[:2], small.shape[:2], orientation, picture)
+    return Pyramid(index, images, torch.from_numpy(label), picture.shape[:2], small.shape[:2], turn, picture)
 
 
 class Pyramids(Dataset):

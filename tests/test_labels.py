@@ -17,7 +17,7 @@ from data.images import read_picture
 from data.transforms import normalize, to_tensor
 from errors import InputError
 from tool import cam_file, checkpoint, crf
-from tool.checkpoint import load_irn
+from tool.inference import load_irn
 from tool.random_walk import random_walk
 
 CROP = 80

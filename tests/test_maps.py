@@ -35,10 +35,9 @@ from data.registry import open_dataset
 from errors import InputError
 from network import sipe
 from network.recipe import RECIPES
-from tool import cam_file, checkpoint, multiscale
-from tool.checkpoint import load_network
+from tool import cam_file, checkpoint, inference
 from tool.context import Context
-from tool.multiscale import multiscale_cams
+from tool.inference import load_network, multiscale_cams
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ class TestTraining:
         path = run_dir / "ckpt/final.pth"
         path.parent.mkdir(parents=True)
         shutil.copy(chain / "ckpt/final.pth", path)
-        monkeypatch.setattr(multiscale, "STRONG", -1.0)  # random weights have no CAM
+        monkeypatch.setattr(inference, "STRONG", -1.0)  # random weights have no CAM
         run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus")
         content, before = checkpoint.read(path), checkpoint.read(chain / "ckpt/final.pth")
         assert content["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"

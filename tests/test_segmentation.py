@@ -39,8 +39,8 @@ from errors import InputError
 from network import deeplab, wideresnet
 from network.deeplab import DeepLab
 from tool import cam_file, checkpoint, crf, inference, label_file, visualize
-from tool.checkpoint import load_network
 from tool.context import Context
+from tool.inference import load_network
 from tool.outputs import read_json
 
 

@@ -35,16 +35,12 @@ from PIL import Image
 import check_dataset
 import eval_cam
 import eval_seg
-import export_masks
-import export_network
-import import_tags
 import prepare_coco
 import prepare_voc
 from errors import InputError, SkippedError
 from tool import cam_file, label_file, outputs
 from tool.context import cli_main
 
-EXCHANGE = (import_tags, export_masks, export_network)
 TRAININGS = [name for name, stage in STAGES.items() if stage.is_training]
 FOLDERS = [name for name, stage in STAGES.items() if not stage.is_training]
 
@@ -265,7 +261,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(name, chain, run_dir, f
 
 @pytest.mark.parametrize(
     "script",
-    [*dict.fromkeys(stage.script for stage in STAGES.values()), eval_cam, eval_seg, prepare_voc, prepare_coco, check_dataset, *EXCHANGE],
+    [*dict.fromkeys(stage.script for stage in STAGES.values()), eval_cam, eval_seg, prepare_voc, prepare_coco, check_dataset],
     ids=lambda script: script.__name__,
 )
 def test_an_error_reaches_the_user_as_one_line(script, tmp_path, capsys, monkeypatch):
@@ -275,9 +271,6 @@ def test_an_error_reaches_the_user_as_one_line(script, tmp_path, capsys, monkeyp
         "prepare_voc": ["--root", missing, "--archive", missing],
         "prepare_coco": ["--root", missing],
         "check_dataset": [missing],
-        "import_tags": [missing, str(tmp_path / "out")],
-        "export_masks": ["--format", "coco", "--dataset_root", missing],
-        "export_network": ["--ckpt", missing],
     }.get(script.__name__, ["--dataset_root", missing, "--run_dir", str(tmp_path / "run")])
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
     assert cli_main(lambda: script.main(flags)) == 2

@@ -15,11 +15,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from data.annotations import read_classes
-from data.registry import COCO, VOC
 from errors import InputError
-from network import deeplab
-from network.irn import IRN
 from network.recipe import RECIPES
 from network.sipe import SIPE
 from network.timm_maps import TimmMaps
@@ -89,43 +85,6 @@ def build_sipe(num_classes: int, backbone: str = "resnet50", pretrained: bool = 
         raise InputError(f"backbone {backbone}: timm cannot be imported ({error}); pip install timm") from None
     except ValueError as error:
         raise InputError(f"backbone {backbone}: {error}; use another backbone") from None
-
-
-def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
-    """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
-
-    class_names: the dataset's. recipe: of SIPE's IS-CAMs, in place of that of its training.
-    Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
-    """
-    content = read(path)
-    tensors = content.get("net", content.get("model"))  # the authors' format, or ours
-    if class_names:
-        check_classes(content, class_names, path)
-    class_names = class_names or class_names_of(content) or _authors_classes(tensors, path)
-    made_with = arguments(content)
-    model = deeplab.build(made_with, len(class_names)) or build_sipe(
-        len(class_names), str(made_with.get("backbone", "resnet50")), recipe=recipe or str(made_with.get("recipe", "sipe"))
-    )
-    if isinstance(model, SIPE) and model.recipe.class_prototypes and "class_prototypes" not in tensors:
-        raise InputError(f"{path}: holds no class prototypes; train it with --recipe {model.recipe.name}, or use another recipe")
-    load_tensors(model, tensors, path)
-    return model, class_names
-
-
-def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
-    """The class names of the authors' checkpoints, which hold none: VOC's or COCO's, by their number."""
-    weight = tensors.get("classifier.weight") if isinstance(tensors, Mapping) else None
-    for names in map(read_classes, (VOC.classes, COCO.classes)):
-        if torch.is_tensor(weight) and weight.ndim and len(weight) == len(names) - 1:
-            return names
-    raise InputError(f"{path}: holds no class names and is not an authors' checkpoint; use one of train_seg.py or train_resnet50_SIPE.py")
-
-
-def load_irn(path: Path) -> tuple[IRN, int]:
-    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with. Raises InputError otherwise."""
-    content, model = read(path), IRN()
-    load_tensors(model, content.get("model", content), path)
-    return model, arguments(content).get("crop_size", 512)
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:

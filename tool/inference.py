@@ -1,34 +1,37 @@
-"""The Python surface: load any checkpoint, and find maps and masks in pictures.
-
-model = load_model("runs/voc/ckpt/seg.pth")
-mask = mask_of(model, picture)  # picture (H, W, 3) uint8 RGB, upright; mask (H, W) uint8 class ids of model.class_names
-"""
+"""The Python surface: load any checkpoint, and find maps and masks in pictures. Below it is what the stages share."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data.annotations import checked, label_of
-from data.datasets import Pyramid, Pyramids, inference_loader, pyramid_of
-from data.registry import Entries
-from data.transforms import enlarge, shrink, strongest
+from data.annotations import checked, label_of, read_classes
+from data.datasets import Pyramid, Pyramids, inference_loader, kept_classes, pyramid_of
+from data.registry import COCO, VOC, Entries
+from data.transforms import enlarge, normalize, shrink
 from errors import InputError
-from network.sipe import SIPE
+from network import deeplab
+from network.irn import IRN
+from network.prototypes import class_prototype
+from network.resnet import fold_batchnorm
+from network.sipe import SIPE, general_cam
 
 from . import cam_file, checkpoint, crf
 from .context import Context, local_context
-from .multiscale import likely_classes, multiscale_cams, multiscale_probability, to_device
 from .outputs import Results
 
+PROTOTYPE_PICTURES, STRONG, MOST_CELLS = 100, 0.1, (60, 40)  # of class prototypes: pictures, threshold of the CAM, strong and weak cells
+SCALES = (0.5, 1.0, 1.5)
+MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to a picture
 
-class Model(NamedTuple):
-    """A network that is ready for inference."""
 
+class Model(NamedTuple):  # ready for inference
     network: nn.Module  # a segmentation network, or SIPE
     class_names: tuple[str, ...]  # background first
     context: Context  # its device and precision
@@ -37,13 +40,9 @@ class Model(NamedTuple):
 def load_model(
     path: str | Path, device: str = "auto", amp: str = "off", class_names: tuple[str, ...] | None = None, recipe: str | None = None
 ) -> Model:
-    """Load a checkpoint of train_seg.py or train_resnet50_SIPE.py, or of SIPE's authors.
-
-    device, amp: as the flags of all stages. class_names: of the dataset, which must be the checkpoint's. recipe: of SIPE's IS-CAMs, in
-    place of that of its training. Raises InputError for any other file or other classes, and for a device that is not there.
-    """
+    """`load_network` on a device; device, amp, recipe: as the flags of the stages. Raises InputError as it does, and for the device."""
     context = local_context(device, amp)
-    network, class_names = checkpoint.load_network(path, class_names, recipe)
+    network, class_names = load_network(path, class_names, recipe)
     return Model(to_device(network, context), class_names, context)
 
 
@@ -51,46 +50,157 @@ def maps_of(
     model: Model,
     picture: np.ndarray,
     tags: Iterable[str] = (),
-    scales: Sequence[float] = (0.5, 1.0, 1.5),
+    scales: Sequence[float] = SCALES,
     max_side: int = 640,
     use_crf: bool = False,
-    full_size: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class ids (k,) that matter to a picture, background first, and how strongly each pixel belongs to each: (k, H, W) in [0, 1].
 
     These are SIPE's IS-CAMs, or a segmentation network's probabilities. picture: (H, W, 3) uint8 RGB, upright. tags: the names of the
-    classes in it, which only SIPE needs. scales, max_side, use_crf: as the flags of predict.py. full_size: False leaves the maps at
-    the size that max_side allows.
-    Raises InputError for a tag that is no class, and for SIPE without tags.
+    classes in it, which only SIPE needs. The rest is as the flags of predict.py. Raises InputError for tags that SIPE cannot use.
     """
     label = checked(label_of({*tags}, model.class_names, "tags")).astype(np.float32)
     if isinstance(model.network, SIPE) and not label.any():
         raise InputError("tags: SIPE must know the classes in a picture; pass their names")
     keys, maps = _segment(model, pyramid_of(picture, label, scales, max_side), max_side, use_crf)
-    return keys, enlarge(maps, picture.shape[:2]) if full_size else maps
+    return keys, enlarge(maps, picture.shape[:2])
 
 
 def mask_of(model: Model, picture: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
     """The mask of a picture, (H, W) uint8 class ids: at each pixel the strongest of `maps_of`, which has the same arguments."""
-    keys, maps = maps_of(model, picture, *args, full_size=False, **kwargs)
-    return keys.astype(np.uint8)[strongest(maps, picture.shape[:2])]
+    keys, maps = maps_of(model, picture, *args, **kwargs)
+    return keys.astype(np.uint8)[maps.argmax(0)]
 
 
 def refine(picture: np.ndarray, maps: np.ndarray, crf_on: str = "labels", **terms: Any) -> np.ndarray:
-    """Move the borders of maps to the picture's edges by the dense CRF.
+    """Probabilities (k, H, W) of maps (k, H, W), at least 0, with borders at the edges of a picture (H, W, 3) uint8, by the dense CRF.
 
-    picture (H, W, 3) uint8, maps (k, H, W) at least 0, in the same frame. crf_on: start from the "labels", the strongest map of each
-    pixel, or from the "maps" themselves; terms: as `crf.refine_maps` takes them, for maps. Returns probabilities (k, H, W) of sum 1.
+    crf_on: start from the "labels", the strongest map of each pixel, or from the "maps", with terms as `crf.refine_maps` takes them.
     """
     return crf.refine_label(picture, maps.argmax(0), len(maps)) if crf_on == "labels" else crf.refine_maps(picture, maps, **terms)
+
+
+def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+    """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
+
+    class_names: the dataset's. recipe: of SIPE's IS-CAMs, in place of that of its training.
+    Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
+    """
+    content = checkpoint.read(path)
+    tensors = content.get("net", content.get("model"))  # the authors' format, or ours
+    if class_names:
+        checkpoint.check_classes(content, class_names, path)
+    class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
+    arguments = checkpoint.arguments(content)
+    model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
+        len(class_names), str(arguments.get("backbone", "resnet50")), recipe=recipe or str(arguments.get("recipe", "sipe"))
+    )
+    if isinstance(model, SIPE) and model.recipe.class_prototypes and "class_prototypes" not in tensors:
+        raise InputError(f"{path}: holds no class prototypes; train it with --recipe {model.recipe.name}, or use another recipe")
+    checkpoint.load_tensors(model, tensors, path)
+    return model, class_names
+
+
+def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
+    """The class names of the authors' checkpoints, which hold none: VOC's or COCO's, by their number."""
+    weight = tensors.get("classifier.weight") if isinstance(tensors, Mapping) else None
+    for names in map(read_classes, (VOC.classes, COCO.classes)):
+        if torch.is_tensor(weight) and weight.ndim and len(weight) == len(names) - 1:
+            return names
+    raise InputError(f"{path}: holds no class names and is not an authors' checkpoint; use one of train_seg.py or train_resnet50_SIPE.py")
+
+
+def load_irn(path: Path) -> tuple[IRN, int]:
+    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with. Raises InputError otherwise."""
+    content, model = checkpoint.read(path), IRN()
+    checkpoint.load_tensors(model, content.get("model", content), path)
+    return model, checkpoint.arguments(content).get("crop_size", 512)
+
+
+def to_device(model: nn.Module, context: Context) -> nn.Module:
+    """Prepare a network for inference on the device, for good."""
+    return fold_batchnorm(model).to(context.device, memory_format=torch.channels_last)
+
+
+def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> list[tuple[np.ndarray, dict[str, list[torch.Tensor]]]]:
+    """The CAMs of pictures of one size.
+
+    Returns, for each picture, the kept class ids (k,), background first, and each kind of map ("is_cam", "cam"): (k, h, w) in [0, 1] a
+    scale, on the CPU, upright.
+    """
+    label = torch.stack([item.label for item in items])
+    kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most maps are not worth copying
+    kept = tuple(index.to(context.device) for index in kept)
+    label = label.to(context.device)
+    keys = [kept_classes(item.label) for item in items]
+    maps = {kind: [] for kind in cam_file.KINDS}
+    for images in zip(*(item.images for item in items)):  # all pictures at one scale
+        image = normalize(torch.stack([one.to(context.device, non_blocking=True) for one in images]))
+        with context.autocast():
+            out = model.localize(image, label)
+        for kind, scales in maps.items():
+            scales.append(getattr(out, kind)[kept])
+    maps = {kind: [one.cpu().split([len(ids) for ids in keys]) for one in scales] for kind, scales in maps.items()}  # wait for a GPU once
+    return [(ids, {kind: [parts[i] for parts in scales] for kind, scales in maps.items()}) for i, ids in enumerate(keys)]
+
+
+@torch.no_grad()
+def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, seed: int, num_workers: int, context: Context) -> torch.Tensor:
+    """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each, at half their size; 0 without any.
+
+    The processes share the classes. Few cells a picture are kept, so that a class takes at most 50 MB.
+    """
+    found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
+    classes = context.shard(range(labels.shape[1]))
+    for k in tqdm(classes, desc="class prototypes", unit="class", disable=not context.is_main):
+        rng = np.random.default_rng((seed, k))
+        chosen = rng.permutation(np.flatnonzero(labels[:, k]))[:PROTOTYPE_PICTURES]
+        cells = [], []
+        for item in inference_loader(Pyramids(entries.select(chosen), None, [0.5]), num_workers, context.is_cuda):
+            with context.autocast():
+                logits, layer4, _ = model.forward_features(normalize(item.images[0][None].to(context.device)))
+            cam, grid = general_cam(logits)[0, k + 1].flatten(), layer4[0].float().flatten(1).T
+            for kept, there, most in zip(cells, (cam > STRONG, cam <= STRONG), MOST_CELLS):
+                places = rng.permutation(there.nonzero()[:, 0].cpu().numpy())[:most]
+                kept.append(grid[torch.from_numpy(places).to(grid.device)])
+        strong, weak = (torch.cat(kept) if kept else kept for kept in cells)
+        if len(strong):
+            found[k] = class_prototype(strong, weak, classifier, k).cpu()
+    prototypes = torch.zeros(len(classifier), classifier.shape[1])
+    for part in context.all_gather_object(found):
+        for k, prototype in part.items():
+            prototypes[k] = prototype
+    return prototypes
+
+
+@torch.no_grad()
+def multiscale_probability(model: nn.Module, item: Pyramid, context: Context) -> torch.Tensor:
+    """Class probabilities of a picture by a segmentation network, averaged over scales and mirrors: (K, H, W) at the working size."""
+    total = 0
+    for image in item.images:
+        image = normalize(image[None].to(context.device))
+        with context.autocast():
+            logits = model(torch.cat([image, image.flip(3)])).float()
+        maps = F.interpolate(logits, item.working_size, mode="bilinear", align_corners=model.align_corners)
+        straight, mirrored = maps if model.mean_of_logits else maps.softmax(1)
+        total = total + straight + mirrored.flip(2)
+    mean = total / (2 * len(item.images))
+    return (mean.softmax(0) if model.mean_of_logits else mean).cpu()
+
+
+def likely_classes(probability: np.ndarray) -> np.ndarray:
+    """(k,) class ids that matter to a picture, from probabilities (K, H, W): the background, what wins a pixel, what reaches 0.1."""
+    matters = probability.reshape(len(probability), -1).max(1) >= MIN_PROBABILITY
+    matters[[0, *np.unique(probability.argmax(0))]] = True
+    return np.flatnonzero(matters)
 
 
 def segment_all(
     model: Model, entries: Entries, labels: np.ndarray | None, args: argparse.Namespace, results: Results
 ) -> Iterator[tuple[Pyramid, np.ndarray, np.ndarray]]:
-    """`maps_of` every picture on disk that can be read, not at full size, under a progress bar; args: scales, max_side, crf, num_workers.
+    """`maps_of` every picture on disk that can be read, at working size, under a progress bar; args: scales, max_side, crf, num_workers.
 
-    labels: (len(entries), K-1) 0/1, for SIPE. Yields each picture, the class ids and the maps, upright.
+    labels: (len(entries), K-1) 0/1, for SIPE.
     """
     pyramids = Pyramids(entries, labels, args.scales, args.max_side, skip=True)
     loader = inference_loader(pyramids, args.num_workers, model.context.is_cuda)
@@ -103,12 +213,7 @@ def _segment(model: Model, item: Pyramid, max_side: int, use_crf: bool) -> tuple
     if isinstance(network, SIPE):
         keys, maps = multiscale_cams(network, [item], model.context)[0]
         maps = cam_file.fuse(maps["is_cam"], item.working_size, True, network.recipe.background).numpy()
-        if use_crf:
-            maps = refine(picture, maps)
-    else:
-        maps = multiscale_probability(network, item, model.context).numpy()
-        keys = likely_classes(maps)
-        maps = maps[keys]
-        if use_crf:
-            maps = refine(picture, maps, "maps", **(crf.SEGMENTATION | network.crf))
-    return keys, maps
+        return keys, refine(picture, maps) if use_crf else maps
+    maps = multiscale_probability(network, item, model.context).numpy()
+    keys = likely_classes(maps)
+    return keys, refine(picture, maps[keys], "maps", **(crf.SEGMENTATION | network.crf)) if use_crf else maps[keys]

@@ -60,19 +60,6 @@ def kilobytes(with_probability: bool) -> float:
     return 500 if with_probability else 5
 
 
-def load_probability(folder: Path, name: str, label: np.ndarray) -> dict[int, np.ndarray]:
-    """Probabilities (H, W) by class id beside a label (H, W), none where there are none. Raises InputError for a damaged file."""
-    path = folder / f"{name}.npz"
-    if not path.is_file():
-        return {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            keys, probability = arrays["keys"].tolist(), arrays["probability"]
-        return dict(zip(keys, probability.reshape(len(keys), *label.shape)))
-    except Exception as error:  # a damaged zip or array raises nearly anything
-        raise InputError(f"{path}: holds no probabilities of {name}.png ({error}); delete it or make both again") from None
-
-
 def is_prediction_up_to_date(folder: Path, name: str, with_probability: bool, *sources: Path) -> bool:
     """Whether `save_prediction` has written all of its files, none older than the sources."""
     paths = [path_of(folder, name), *[folder / f"{name}.npz"] * with_probability]

@@ -39,11 +39,13 @@ RESULTS = (".npz", ".png", ".jpg", ".html", ".json", ".mp4")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to; it becomes `path` when the block ends without an error.
+    """Yield a temporary name beside `path` for a file or folder; it becomes `path` when the block ends without an error.
 
-    Raises InputError where the disk refuses (full, read-only, no permission).
+    Raises InputError where there is a folder already, and where the disk refuses (full, read-only, no permission).
     """
     temporary = path.with_name(path.name + ".tmp")
+    if path.is_dir() or temporary.is_dir():
+        raise InputError(f"{path}: cannot be written (there it is, or {temporary.name}); delete it or choose another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -51,15 +53,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk") from None
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # a folder
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def link(source: Path, path: Path) -> None:
-    """Make a symbolic link to a file, unless there is one. Raises InputError where the disk refuses."""
-    if not path.exists():
-        with atomic_write(path) as temporary:
-            temporary.symlink_to(source.absolute())
 
 
 def make_writable(folder: Path) -> None:
@@ -71,15 +67,10 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8. Raises InputError where the disk refuses."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(text.encode())
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file. Raises InputError where the disk refuses."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,12 +102,11 @@ def is_up_to_date(path: Path, *sources: Path) -> bool:
         return False
 
 
-def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool | None) -> None:
+def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool) -> None:
     """Note in FOLDER/settings.json which stage fills the folder and how.
 
-    overwrite: delete the results in the folder; None: the command has no such flag. Raises InputError for a folder with other settings,
-    and for one that holds files but no settings.json of this stage: that is somebody else's, and nothing in it is deleted; and where
-    another command is writing to it.
+    overwrite: delete the results in the folder. Raises InputError for a folder with other settings, and for one that holds files but no
+    settings.json of this stage: that is somebody else's, and nothing in it is deleted; and where another command is writing to it.
     """
     make_writable(folder)
     path, settings = folder / SETTINGS, {"made_by": stage, **settings}
@@ -127,8 +117,7 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
         raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
     changed = [name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]]
     if changed and not is_empty and not overwrite:
-        cure = "" if overwrite is None else ", or use --overwrite"
-        raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder{cure}")
+        raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
     lock(path, context)
     context.barrier()  # all have looked before anybody writes or deletes
     if context.is_main and (changed or overwrite):

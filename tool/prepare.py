@@ -22,7 +22,7 @@ from tqdm import tqdm
 from errors import InputError
 
 from .context import add_switch, add_workers, command_parser
-from .outputs import atomic_write, write_text
+from .outputs import atomic_write
 
 TIMEOUT = 60  # seconds without a byte
 BLOCK = 1 << 20  # bytes that are read at a time
@@ -140,7 +140,8 @@ def write_missing(path: Path, text: str, overwrite: bool) -> list[str]:
     if path.is_file() and not overwrite:
         is_same = path.read_bytes() == text.encode()
         return [] if is_same else [f"{path}: kept, though it would now get other content; delete it, or use --overwrite"]
-    write_text(path, text)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(text.encode())
     return []
 
 

@@ -12,7 +12,7 @@ from network.prototypes import activate, contrast, peak_normalize, spread, unit_
 from network.recipe import RECIPES
 from network.sipe import SIPE, Localization, general_cam, side_features
 from tool import trainer
-from tool.checkpoint import load_network
+from tool.inference import load_network
 
 
 def tiny_batch(size=64):

@@ -21,7 +21,7 @@ def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
     content = checkpoint.read(checkpoints[name])
     tensors = content.get("model", content.get("net"))
     for class_names in (None, CLASSES):
-        model, found = checkpoint.load_network(checkpoints[name], class_names)
+        model, found = inference.load_network(checkpoints[name], class_names)
         assert (type(model), found) == (kind, CLASSES)
         assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
 
@@ -40,13 +40,13 @@ def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
 def test_a_file_that_is_no_network_is_refused(tmp_path, content, names):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(InputError) as error:
-        checkpoint.load_network(tmp_path / "other.pth")
+        inference.load_network(tmp_path / "other.pth")
     assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and names in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_network_of_other_classes_is_refused(checkpoints):
     with pytest.raises(InputError) as error:
-        checkpoint.load_network(checkpoints["segmentation"], ("background", "cat"))
+        inference.load_network(checkpoints["segmentation"], ("background", "cat"))
     assert str(error.value).startswith(f"{checkpoints['segmentation']}: ")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from data.datasets import Pyramid
 from network.deeplab import DeepLab
-from tool import multiscale
+from tool import inference
 from tool.context import Context
 
 SIZE = (33, 47)
@@ -29,12 +29,12 @@ def model():
 @pytest.fixture(autouse=True)
 def images_as_they_are(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(multiscale, "normalize", lambda image: image)
+    monkeypatch.setattr(inference, "normalize", lambda image: image)
 
 
 def probability(model: nn.Module, images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     item = Pyramid(0, [image[0] for image in images], torch.zeros(0), size, size, 1, None)
-    return multiscale.multiscale_probability(model, item, Context(torch.device("cpu")))
+    return inference.multiscale_probability(model, item, Context(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("size", [SIZE, (64, 16), (1, 1)])
