@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import annotations, images
-from data.annotations import composed, plain_name
+from data.annotations import PICTURE_TYPES, composed, plain_name
 from data.registry import TAGS
 from errors import InputError
 from tool import outputs, prepare
@@ -90,8 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, help="folder with the pictures in it or below it (default: where SOURCE is)")
     args = parser.parse_args(argv)
     source, folder = args.source, args.images or (args.source if args.source.is_dir() else args.source.parent)
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in annotations.PICTURE_TYPES)
-    pictures = [path for path in paths if "/." not in f"/{path.relative_to(folder).as_posix()}"]
+    pictures = sorted(one for one in folder.rglob("*") if one.suffix.lower() in PICTURE_TYPES and "/." not in f"/{one.relative_to(folder)}")
     names_file = next((source / name for name in ("data.yaml", "classes.txt", "obj.names") if (source / name).is_file()), None)
     if source.is_dir():
         names, rows = read_yolo(names_file, folder, pictures) if names_file else read_folders(folder, pictures)

@@ -130,8 +130,7 @@ def test_an_onnx_network_finds_what_ours_does(checkpoints, fixed_voc, tmp_path, 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio_ffmpeg leaves its pipes to be collected
 def test_a_clip_gets_a_mask_a_frame_and_an_overlay_and_resumes(checkpoints, tmp_path, monkeypatch):
     ffmpeg, clip, out = pytest.importorskip("imageio_ffmpeg"), tmp_path / "clip.mp4", tmp_path / "out"
-    drawn = ["-loglevel", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "5"]
-    subprocess.run([ffmpeg.get_ffmpeg_exe(), *drawn, str(clip)], check=True)
+    subprocess.run([ffmpeg.get_ffmpeg_exe(), "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "5", clip], check=True)
     flags = [clip, "--ckpt", checkpoints["segmentation"], "--output_dir", out, "--device", "cpu", "--scales", 1.0]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, predict, "mask_of", 2)
