@@ -117,9 +117,11 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
 
 def follow_recipe(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
     """Note a recipe other than the published one in the final checkpoint, with its class prototypes; the training is the same."""
+    if args.recipe == "sipe":
+        return
     path = trainer.RunFiles.of(args.run_dir, "").final
     content = checkpoint.read(path)
-    if args.recipe in ("sipe", content["arguments"].get("recipe")):
+    if content["arguments"].get("recipe") == args.recipe:
         return
     model, _ = load_network(path, dataset.class_names, "sipe")
     prototypes = find_class_prototypes(to_device(model, context), entries, labels, args.seed, args.num_workers, context)

@@ -36,7 +36,7 @@ def read_picture(path: Path, upright: bool = True, least_side: int | None = None
                 image.draft(None, tuple(max(side // factor, 1) for side in image.size))  # does nothing to formats other than JPEG
             image.load()
             if upright:
-                ImageOps.exif_transpose(image, in_place=True)  # saves a copy of a large photograph, as does the next but last line
+                ImageOps.exif_transpose(image, in_place=True)  # without a copy, which large photographs feel
             if image.mode.startswith("I") or image.mode == "F":
                 image = _to_eight_bits(image)
             if image.has_transparency_data:

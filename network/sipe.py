@@ -96,18 +96,18 @@ class SIPE(nn.Module):
         if recipe.contrast:
             kinds = [contrast(is_cam, recipe.contrast)]
         if recipe.class_prototypes:
-            of_classes = activate(self.class_prototypes.expand(len(is_cam), -1, -1), layer4)
+            of_classes = activate(self.class_prototypes.expand(len(is_cam), -1, -1), add_mirror(layer4.float()))
             kinds.append(torch.cat([is_cam[:, :1], of_classes], 1))
         if recipe.affinity:
             kinds = spread(torch.cat(kinds, 1), features, recipe.affinity).chunk(len(kinds), 1)
         return sum(map(peak_normalize, kinds)) / len(kinds) if len(kinds) > 1 else kinds[0]
 
     def _forward_mirrored(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `forward_features` of pictures, plus the same of their mirrors mirrored back, in float32."""
+        """Logits and hierarchical feature of pictures plus those of their mirrors mirrored back, in float32; the last map of each alone."""
         both = [image, image.flip(3)]
         batches = [torch.cat(both)] if image[0, 0].numel() <= MAX_PAIR_PIXELS else both
-        parts = zip(*(self.forward_features(images) for images in batches))
-        return tuple(add_mirror(torch.cat(part).float()) for part in parts)
+        logits, layer4, features = (torch.cat(part) for part in zip(*(self.forward_features(images) for images in batches)))
+        return add_mirror(logits.float()), layer4, add_mirror(features)
 
     def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) normalised -> class logits (B, K-1, h, w), last map (B, D, h, w), hierarchical feature (B, 768, h, w).

@@ -151,10 +151,10 @@ class Context:
         """The context in which a network runs at the precision of --amp."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
-    def print(self, text: str, end: str = "\n") -> None:
+    def print(self, text: str) -> None:
         """Print a text on rank 0."""
         if self.is_main:
-            print(text, end=end, flush=True)
+            print(text, flush=True)
 
     def shard(self, items: Sequence) -> Sequence:
         """This process's share of a list, without padding or duplicates."""

@@ -54,8 +54,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # a folder
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _delete(temporary)
 
 
 def make_writable(folder: Path) -> None:
@@ -274,7 +273,8 @@ def check_pictures(entries: Entries, num_workers: int, context: "Context") -> No
     found = parallel_map(functools.partial(_attempt, _check_header), mine, num_workers)
     looks = list(tqdm(found, "pictures", len(mine), unit="picture", leave=False, disable=not context.is_main))
     problems = sorted(look.reason for part in context.all_gather_object([look for look in looks if look]) for look in part)
-    context.print("".join(f"{problem}\n" for problem in problems[1:]), end="")
+    for problem in problems[1:]:
+        context.print(problem)
     if problems:
         raise InputError(problems[0] + f" (and {len(problems) - 1} others, see above)" * (len(problems) > 1))
 

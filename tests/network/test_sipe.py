@@ -10,7 +10,7 @@ from network import sipe
 from network.losses import classification_loss, consistency_loss
 from network.prototypes import activate, contrast, peak_normalize, spread, unit_cells
 from network.recipe import RECIPES
-from network.sipe import SIPE, Localization, general_cam, side_features
+from network.sipe import SIPE, Localization, add_mirror, general_cam, side_features
 from tool import trainer
 from tool.inference import load_network
 
@@ -205,7 +205,7 @@ def test_a_recipe_changes_the_is_cam_alone(model):
     model.recipe = RECIPES["sipe"]
     _, layer4, features = model._forward_mirrored(image)
     of_picture = spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
-    of_class = spread(activate(model.class_prototypes[None], layer4), features, recipe.affinity)
+    of_class = spread(activate(model.class_prototypes[None], add_mirror(layer4)), features, recipe.affinity)
     torch.testing.assert_close(other.is_cam[:, 1:], (peak_normalize(of_picture[:, 1:]) + peak_normalize(of_class)) / 2, atol=1e-5, rtol=0)
     torch.testing.assert_close(without.is_cam[:, 1:], peak_normalize(of_picture[:, 1:]) / 2, atol=1e-5, rtol=0)
     assert not torch.equal(other.is_cam, published.is_cam) and "class_prototypes" not in model.state_dict()
