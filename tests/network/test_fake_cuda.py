@@ -12,6 +12,17 @@ from network.sipe import SIPE
 from tool import cam_file
 from tool.random_walk import random_walk, search_paths
 
+
+def is_possible() -> bool:
+    try:
+        with FakeTensorMode():
+            torch.empty(1, device="cuda").uniform_()
+    except RuntimeError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not is_possible(), reason="random fake tensors of this version of PyTorch need a GPU")
 CUDA = torch.device("cuda")  # the code itself runs outside of it: a tensor that it makes without a device is the CPU's, and raises
 
 
