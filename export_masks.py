@@ -34,9 +34,9 @@ def outline(part: np.ndarray) -> list[float]:
 
 def annotate(entry: Entry, folder: Path, as_polygons: bool, num_classes: int) -> tuple[Entry, tuple[int, int], list[dict[str, Any]]]:
     """A picture, its upright (H, W), and an annotation for each connected part of each class in its mask."""
-    turn, file, found = orientation(entry.picture), folder / f"{entry.name}.npz", []
-    label = to_upright_frame(read_mask(label_file.path_of(folder, entry.name), num_classes, picture_size(entry.picture)), turn)
-    probability = dict(zip(*np.load(file, allow_pickle=False).values())) if file.is_file() else {}  # (H, W) by class id
+    turn, size, found = orientation(entry.picture), picture_size(entry.picture), []
+    label = to_upright_frame(read_mask(label_file.path_of(folder, entry.name), num_classes, size), turn)
+    probability = label_file.read_probability(folder, entry.name, size)
     for class_id in sorted({*np.unique(label).tolist()} - {0, IGNORE}):
         count, numbers = cv2.connectedComponents((label == class_id).astype(np.uint8))
         for part in ((numbers == number).astype(np.uint8) for number in range(1, count)):

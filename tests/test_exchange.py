@@ -46,7 +46,8 @@ def test_masks_go_out_and_come_back_pixel_by_pixel(flags, tiny_voc, tmp_path):
         masks[name] = mask.T.copy() if name == NAMES[1] else mask
         label_file.save_prediction(folder, name, np.array([0, 8, 12]), np.full((3, *masks[name].shape), [[[0]], [[0.5]], [[0.75]]]), True)
         label_file.save(folder / f"{name}.png", masks[name])
-    call(export_masks.main, *data_flags(tiny_voc, tmp_path), "--label_dir", folder, "--format", *flags.split())
+    export = [*data_flags(tiny_voc, tmp_path), "--label_dir", folder, "--format", *flags.split()]
+    call(export_masks.main, *export)
     back = [*([tmp_path / "yolo"] if flags == "yolo" else [tmp_path / "coco.json", "--images", pictures]), tmp_path / "back"]
     call(import_tags.main, *back)
     with pytest.raises(InputError, match=f"^{tmp_path / 'back'}: "):
@@ -62,6 +63,10 @@ def test_masks_go_out_and_come_back_pixel_by_pixel(flags, tiny_voc, tmp_path):
             part = read.annToMask(one)
             assert (one["area"], one["bbox"]) == (part.sum(), coco_mask.toBbox(coco_mask.encode(np.asfortranarray(part))).tolist())
             assert one["score"] == {8: 0.5, 12: 0.75}[one["category_id"]]
+    spoilt = folder / f"{NAMES[0]}.npz"
+    spoilt.write_bytes(spoilt.read_bytes()[:-30])
+    with pytest.raises(InputError, match=f"^{spoilt}: [^\n]+$"):
+        call(export_masks.main, *export, "--output", tmp_path / "again")
 
 
 def coco(**changes) -> str:

@@ -127,7 +127,7 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
     path = Path(path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged file open
-            keys, own_size = _read_keys(_read(arrays, "keys")), tuple(int(side) for side in _read(arrays, "size"))
+            keys, own_size = _read_keys(read_array(arrays, "keys")), tuple(int(side) for side in read_array(arrays, "size"))
             maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in KINDS}
     except FileNotFoundError:
         raise UnreadableError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
@@ -143,7 +143,7 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
     return CamFile(path, keys, own_size, **maps)
 
 
-def _read(arrays: np.lib.npyio.NpzFile, name: str, cells: int = 256) -> np.ndarray:
+def read_array(arrays: np.lib.npyio.NpzFile, name: str, cells: int = 256) -> np.ndarray:
     """An array of the file; raises ValueError before it is unpacked where it has more than so many float64 cells and a header."""
     if arrays.zip.getinfo(f"{name}.npy").file_size > 8 * cells + 1000:
         raise ValueError(f"its {name} is too large")
@@ -160,9 +160,9 @@ def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[
     names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
     fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
     most = count * (size[0] // 2 + 64) * (size[1] // 2 + 64) if fits else 0  # at scale 8 the grid has half the picture's side
-    grids = [torch.from_numpy(_read(arrays, name, most)) for name in names]
+    grids = [torch.from_numpy(read_array(arrays, name, most)) for name in names]
     if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
     is_cam = kind == "is_cam"
-    background = float(_read(arrays, "background")) if is_cam and "background" in arrays else None
+    background = float(read_array(arrays, "background")) if is_cam and "background" in arrays else None
     return fuse(grids, size, normalize=is_cam, background=background).numpy() if grids else None

@@ -7,6 +7,7 @@ from PIL import Image
 
 from errors import InputError
 
+from .cam_file import read_array
 from .outputs import SETTINGS, atomic_write, is_up_to_date, read_json
 
 
@@ -53,6 +54,20 @@ def save_prediction(folder: Path, name: str, keys: np.ndarray, probability: np.n
         with atomic_write(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, keys=keys, probability=probability.astype(np.float16))
     save(path_of(folder, name), keys[probability.argmax(0)].astype(np.uint8))
+
+
+def read_probability(folder: Path, name: str, size: tuple[int, int]) -> dict[int, np.ndarray]:
+    """NAME.npz of a picture of (H, W): class id -> (H, W) in [0, 1]; empty without it. Raises InputError for a damaged or foreign one."""
+    path = folder / f"{name}.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            keys = read_array(arrays, "keys").tolist()
+            probability = read_array(arrays, "probability", len(keys) * size[0] * size[1]).reshape(len(keys), *size)
+        return dict(zip(keys, probability))
+    except Exception as error:  # a damaged zip or array raises nearly anything
+        raise InputError(f"{path}: not the probabilities of this picture ({error}); delete it or write it again") from None
 
 
 def kilobytes(with_probability: bool) -> float:
