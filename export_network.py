@@ -4,7 +4,7 @@
 
 Writes CKPT with the ending .onnx. Its input `image` (B, 3, H, W) float32, of any batch and size, is RGB in [0, 1] normalised
 by `mean` and `std`; its output is `logits` (B, K, H, W) float32. Its metadata are `class_names`, background first, `mean` and `std`: JSON.
-examples/onnx_predict.py runs it with onnxruntime. Needs pip install onnx onnxscript.
+examples/onnx_predict.py runs it with onnxruntime. Needs pip install onnx onnxscript, and PyTorch 2.8.
 """
 
 import json
@@ -22,6 +22,8 @@ from network.sipe import SIPE
 from tool.context import add_switch, cli_main, command_parser
 from tool.inference import load_model
 from tool.outputs import atomic_write
+
+IS_TOO_OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)  # it exports a network for one size of picture
 
 
 class FullSize(nn.Module):
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="form of the network (default onnx)")
     add_switch(parser, "--float16", "compute in float16, in a file of half the size")
     args = parser.parse_args(argv)
+    if IS_TOO_OLD:
+        raise InputError(f"PyTorch {torch.__version__}: exports a network for one size of picture; install 2.8 or newer")
     network, class_names, _ = load_model(args.ckpt, "cpu")
     if isinstance(network, SIPE):
         raise InputError(f"{args.ckpt}: is SIPE, which needs tags; use --ckpt for a network of train_seg.py")

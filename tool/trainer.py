@@ -231,15 +231,15 @@ class Trainer:
         )
         loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
         self.bar = tqdm(loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main)
-        self.logger = Logger(self.files.logs, self.start + 1) if context.is_main else None
+        if context.is_main:
+            self.logger = Logger(self.files.logs, self.start + 1)
+            context.stack.callback(self.logger, "close")  # also where the training is stopped
         for batch in self.bar:
             self.current += 1
             torch.manual_seed(hash((args.seed, self.current, context.rank)) % 2**63)  # dropout: each process, step and run its own
             yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
             if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
                 self._save()
-        if self.logger:
-            self.logger("close")
 
     def step(self, loss: torch.Tensor, max_norm: float = math.inf) -> torch.Tensor:
         """Take one step; returns the gradient's norm before it is clipped to max_norm."""
