@@ -10,6 +10,7 @@ import argparse
 import collections
 import functools
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from tool.outputs import parallel_map
 from tool.prepare import print_problems
 
 BATCH_SIZE = 16  # default of the training
-FEW = 500  # pictures, with which the default of 5 epochs is too short a training of SIPE
+FEW = 250  # pictures, for which 5 epochs of SIPE are few steps: 12 were measured with 60 and 200 (docs/results.md)
 
 
 class PictureCheck(NamedTuple):
@@ -125,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     print_problems("to fix", problems)
     if problems:
         raise InputError(f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); fix them and check again")
-    print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {args.root}{fitting_flags(args.dataset, len(entries))}")
+    print(
+        f"\nall is well: bash run_{args.dataset}.sh --dataset_root {shlex.quote(str(args.root))}{fitting_flags(args.dataset, len(entries))}"
+    )
 
 
 if __name__ == "__main__":

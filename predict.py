@@ -135,7 +135,7 @@ def write_result(entry: Entry, item: Pyramid, label: np.ndarray, class_names: tu
 
 
 def write_clip(entry: Entry, tags: dict[str, np.ndarray], model: Model, args: argparse.Namespace) -> None:
-    """Write a mask for each frame of a clip, and the overlay; what an earlier run has found is read instead."""
+    """Write a mask for each frame of a clip, and the overlay; what an earlier run has found in it is read instead."""
     try:
         from imageio_ffmpeg import read_frames, write_frames
 
@@ -187,6 +187,9 @@ def main(argv: list[str] | None = None) -> None:
         todo = results.unfinished(entries, is_done, KILOBYTES)
         of_clips = [i for i in todo if entries[i].picture.suffix.lower() in CLIP_TYPES]
         todo = [i for i in todo if i not in of_clips]
+        for clip in entries.select([i for i in of_clips if entries[i].name in results.replaced]):
+            for path in args.run_dir.glob(f"{glob.escape(clip.name)}_??????.png"):
+                path.unlink()
         mine = entries.select(todo)
         for item, keys, maps in segment_all(model, mine, None if labels is None else labels[todo], args, results):
             write_result(mine[item.index], item, keys.astype(np.uint8)[strongest(maps, item.size)], model.class_names, args.run_dir)

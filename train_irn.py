@@ -27,7 +27,7 @@ from tool.context import Context, cli_main, run_context, stage_parser, world_siz
 from tool.random_walk import search_paths
 from tool.visualize import edge_sheet
 
-RECIPE = (*trainer.RECIPE, "scales")
+KEPT = (*trainer.KEPT, "scales")
 RADIUS = 10  # of the pairs, cells of the /4 grid
 
 
@@ -69,14 +69,14 @@ def mean_displacement(model: IRN, entries: Entries, args: argparse.Namespace, co
 
 
 def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, digest: str) -> None:
-    files, recipe = trainer.RunFiles.of(args.run_dir, "irn"), trainer.recipe_of(args, RECIPE, digest)
-    if trainer.is_finished(args, files, recipe, context):
+    files, terms = trainer.RunFiles.of(args.run_dir, "irn"), trainer.terms_of(args, KEPT, digest)
+    if trainer.is_finished(args, files, terms, context):
         return
     torch.manual_seed(args.seed)
     model = IRN()
     load_pretrained(model.resnet50, args.weights)
     model.to(context.device, memory_format=torch.channels_last).train()
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
+    run = trainer.Trainer(args, context, files, terms, dataset.class_names, len(entries), model, model.parameter_groups())
     context.print(f"{len(entries)} pictures, {run.plan}")
     for batch in run.batches(LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed)):
         losses, logits = train_step(run, batch)

@@ -28,7 +28,7 @@ from tool.context import Context, add_recipe, cli_main, positive_int, run_contex
 from tool.inference import find_class_prototypes, load_network, multiscale_cams, to_device
 from tool.visualize import training_sheet
 
-RECIPE = (*trainer.RECIPE, "resize_long", "backbone")
+KEPT = (*trainer.KEPT, "resize_long", "backbone")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_recipe(parser, "sipe")
     resize_long = "range of the random long side before the crop, pixels (default 320 640)"
     parser.add_argument("--resize_long", type=positive_int, nargs=2, default=[320, 640], metavar=("MIN", "MAX"), help=resize_long)
-    val_list = "after each epoch, print the IS-CAM mIoU at one scale on this list; it reads pixel labels, and nothing is chosen by it"
+    val_list = "after each epoch, print the mIoU of published IS-CAMs at one scale on this list; it reads pixel labels, nothing is chosen by it"
     parser.add_argument("--val_list", help=f"{val_list} (default off)")
     return trainer.parse(parser, argv)
 
@@ -92,15 +92,15 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[Entries,
 
 def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
     files = trainer.RunFiles.of(args.run_dir, "")
-    recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, labels.tobytes()))
-    if trainer.is_finished(args, files, recipe, context):
+    terms = trainer.terms_of(args, KEPT, dataset.digest(entries, labels.tobytes()))
+    if trainer.is_finished(args, files, terms, context):
         return
     validation = validation_set(args, dataset)
     torch.manual_seed(args.seed)
     model = build_model(args, dataset.num_classes).to(context.device, memory_format=torch.channels_last).train()
     if args.weights == "none" and context.world_size > 1 and context.is_cuda and not args.backbone.startswith("timm:"):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, as on one GPU; it would spoil timm's
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
+    run = trainer.Trainer(args, context, files, terms, dataset.class_names, len(entries), model, model.parameter_groups())
     context.print(f"{len(entries)} pictures, {dataset.num_classes - 1} classes, {run.plan}")
     if validation:
         context.print(f"validation reads the pixel labels of {len(validation[0])} pictures; nothing is chosen by it")
@@ -116,20 +116,26 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
 
 
 def follow_recipe(args: argparse.Namespace, context: Context, dataset: Dataset, entries: Entries, labels: np.ndarray) -> None:
-    """Note a recipe other than the published one in the final checkpoint, with its class prototypes; the training is the same."""
-    if args.recipe == "sipe":
-        return
+    """Note a recipe other than the published one in the final checkpoint, with its class prototypes; the training is the same.
+
+    Raises InputError where the checkpoint notes another one than the published one already.
+    """
     path = trainer.RunFiles.of(args.run_dir, "").final
     content = checkpoint.read(path)
-    if content["arguments"].get("recipe") == args.recipe:
+    before = content["arguments"].get("recipe", "sipe")
+    if before == args.recipe:
         return
+    if before != "sipe":
+        raise InputError(f"{path}: its recipe is {before}; pass --recipe {before}, or use another --run_dir")
     model, _ = load_network(path, dataset.class_names, "sipe")
     prototypes = find_class_prototypes(to_device(model, context), entries, labels, args.seed, args.num_workers, context)
-    context.barrier()  # all have read the checkpoint
     if context.is_main:
         content["arguments"]["recipe"], content["model"]["class_prototypes"] = args.recipe, prototypes
         checkpoint.save(path, content)
     context.barrier()
+    without = [name for name, prototype in zip(dataset.class_names[1:], prototypes) if not prototype.any()]
+    if without:
+        context.print(f"no picture shows these classes strongly enough for a prototype: {', '.join(without)}")
     context.print(f"wrote {path} with the recipe {args.recipe}")
 
 

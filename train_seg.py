@@ -42,9 +42,9 @@ from tool.outputs import parallel_map
 from tool.visualize import segmentation_sheet
 
 WIDERESNET38 = {"batch_size": 10, "max_epochs": 19, "crop_size": 448, "scales": [0.5, 1.5], "color_jitter": 10}
-# where a head's recipe differs; deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
+# where a head's training differs; deeplabv2 sums 36 taps of an unnormalised feature: 1e-3 diverges
 DEFAULTS = {"deeplabv2": {"lr": 2.5e-4}, "deeplabv1": WIDERESNET38}
-RECIPE = (*trainer.RECIPE, "network", "output_stride", "scales", "max_side", "class_balance", "color_jitter")
+KEPT = (*trainer.KEPT, "network", "output_stride", "scales", "max_side", "class_balance", "color_jitter")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -124,8 +124,8 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
     entries, digests, counts = scan_labels(entries, args, dataset.num_classes, context)
     trainer.check_batch(args, len(entries), context.world_size)
     files = trainer.RunFiles.of(args.run_dir, "seg")
-    recipe = trainer.recipe_of(args, RECIPE, dataset.digest(entries, digests))
-    if trainer.is_finished(args, files, recipe, context):
+    terms = trainer.terms_of(args, KEPT, dataset.digest(entries, digests))
+    if trainer.is_finished(args, files, terms, context):
         return
     torch.manual_seed(args.seed)
     model = build(vars(args), dataset.num_classes)
@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, entries:
         for name, part in model.named_children():
             if name != "backbone" or args.weights == "none":  # statistics that are learned are the whole batch's, as on one GPU
                 setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
-    run = trainer.Trainer(args, context, files, recipe, dataset.class_names, len(entries), model, model.parameter_groups())
+    run = trainer.Trainer(args, context, files, terms, dataset.class_names, len(entries), model, model.parameter_groups())
 
     weight = class_weights(torch.from_numpy(counts), args.class_balance).to(context.device)
     crops = LabelledCrops(entries, dataset.num_classes, args.scales, args.crop_size, args.seed, args.max_side, args.color_jitter)

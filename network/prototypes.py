@@ -150,8 +150,9 @@ def cluster(cells: torch.Tensor, count: int, steps: int = 20) -> torch.Tensor:
 def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.Tensor, index: int) -> torch.Tensor:
     """What tells a class from its surroundings in all of its training pictures (LPCAM, CVPR 2023): (D,).
 
-    The mean of the class's prototypes minus that of its context's. Prototypes are clusters of cells: those of the class are clusters of
-    strong cells that the classifier gives to the class alone, those of the context clusters of weak cells which it does not.
+    The mean of the class's prototypes minus that of its context's. Prototypes are clusters of cells. Those of the class are the clusters of
+    strong cells that the classifier gives to the class with certainty, or else the most certain one. Those of the context are the clusters
+    of weak cells that it holds for related, but not for the class.
     The mean cosine similarity to several prototypes is the product with their mean, so one vector is enough.
 
     Args:

@@ -1,6 +1,7 @@
 """Tags from other tools, masks and networks for them, clips, and the Python surface."""
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -148,6 +149,11 @@ def test_a_clip_gets_a_mask_a_frame_and_an_overlay_and_resumes(checkpoints, tmp_
         before = times_below(out)
         assert before.keys() == {"settings.json", "clip_overlay.mp4", *(f"clip_{i:06}.png" for i in range(5))}
     assert ffmpeg.count_frames_and_secs(str(out / "clip_overlay.mp4")) == (5, 0.5)
+    subprocess.run([ffmpeg.get_ffmpeg_exe(), "-y", "-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10", "-frames:v", "3", clip], check=True)
+    os.utime(clip, (1, 1))  # another clip, and an older one
+    call(predict.main, *flags)
+    assert (after := times_below(out)).keys() == {"settings.json", "clip_overlay.mp4", *(f"clip_{i:06}.png" for i in range(3))}
+    assert all(after[name] > before[name] for name in after.keys() - {"settings.json"})
     clip.write_bytes(clip.read_bytes()[:500])
     with pytest.raises(InputError, match=f"^{clip}: "):
         call(predict.main, *flags, "--strict")

@@ -70,7 +70,7 @@ class TestTraining:
         assert torch.stack(means).mean(0).abs().max() < 1e-4
         assert torch.stack(means).abs().max() > 1e-3
 
-    def test_other_labels_are_another_recipe(self, chain, fixed_voc, tiny_backbone, run_dir):
+    def test_other_labels_are_another_training(self, chain, fixed_voc, tiny_backbone, run_dir):
         shutil.copytree(chain / "ir_label", run_dir / "ir_label")
         shutil.copytree(chain / "ckpt", run_dir / "ckpt")
         shutil.copy(run_dir / f"ir_label/{NAMES[0]}.png", run_dir / f"ir_label/{NAMES[2]}.png")

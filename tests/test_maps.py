@@ -102,13 +102,14 @@ class TestTraining:
         assert prototypes[seen].any(1).all() and not prototypes[~seen].any()
         assert all(torch.equal(value, before["model"][name]) for name, value in content["model"].items())
         written = path.read_bytes()
-        for flags in ([], ["--recipe", "plus"]):
-            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, *flags)
-            assert path.read_bytes() == written
+        with pytest.raises(InputError, match=f"^{path}: "):
+            run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone)
+        run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus")
+        assert path.read_bytes() == written
         run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
         assert json.loads((run_dir / "cam/settings.json").read_text())["recipe"] == "plus"
 
-    def test_other_tags_are_another_recipe(self, chain, tiny_voc, tiny_backbone, run_dir):
+    def test_other_tags_are_another_training(self, chain, tiny_voc, tiny_backbone, run_dir):
         (run_dir / "ckpt").mkdir(parents=True)
         os.link(chain / "ckpt/final.pth", run_dir / "ckpt/final.pth")
         assert "is complete" in run_stage("train_sipe", tiny_voc, run_dir, tiny_backbone)

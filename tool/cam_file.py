@@ -145,9 +145,11 @@ def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int]
 
 def read_array(arrays: np.lib.npyio.NpzFile, name: str, cells: int = 256) -> np.ndarray:
     """An array of the file; raises ValueError before it is unpacked where it has more than so many float64 cells and a header."""
-    if arrays.zip.getinfo(f"{name}.npy").file_size > 8 * cells + 1000:
+    member = arrays.zip.getinfo(f"{name}.npy")
+    if member.file_size > 8 * cells + 1000:
         raise ValueError(f"its {name} is too large")
-    return arrays[name]
+    with arrays.zip.open(member) as file:  # arrays[name] would rather read a member of that very name
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_keys(keys: np.ndarray) -> np.ndarray:

@@ -262,7 +262,8 @@ def _allow_open_files() -> None:
     if resource is None:
         return
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):  # macOS does not take "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most != resource.RLIM_INFINITY and most < FEW_FILES:
         torch.multiprocessing.set_sharing_strategy("file_system")
 

@@ -92,11 +92,14 @@ def load_network(path: Path, class_names: tuple[str, ...] | None = None, recipe:
         checkpoint.check_classes(content, class_names, path)
     class_names = class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
     arguments = checkpoint.arguments(content)
-    model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
-        len(class_names), str(arguments.get("backbone", "resnet50")), recipe=recipe or str(arguments.get("recipe", "sipe"))
-    )
-    if isinstance(model, SIPE) and model.recipe.class_prototypes and "class_prototypes" not in tensors:
-        raise InputError(f"{path}: holds no class prototypes; train it with --recipe {model.recipe.name}, or use another recipe")
+    backbone, recipe = str(arguments.get("backbone", "resnet50")), recipe or str(arguments.get("recipe", "sipe"))
+    try:
+        model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(len(class_names), backbone, recipe=recipe)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    needs_prototypes = isinstance(model, SIPE) and model.recipe.class_prototypes
+    if needs_prototypes and isinstance(tensors, Mapping) and "class_prototypes" not in tensors:
+        raise InputError(f"{path}: holds no class prototypes; train it with --recipe {recipe}, or use another recipe")
     checkpoint.load_tensors(model, tensors, path)
     return model, class_names
 
@@ -148,13 +151,15 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
 def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, seed: int, num_workers: int, context: Context) -> torch.Tensor:
     """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each, at half their size; 0 without any.
 
-    The processes share the classes. Few cells a picture are kept, so that a class takes at most 82 MB with ResNet-50.
+    The processes share the classes. Few cells a picture are kept, so that a class takes about 0.2 GB at most with ResNet-50.
     """
     found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
     classes = context.shard(range(labels.shape[1]))
     for k in tqdm(classes, desc="class prototypes", unit="class", disable=not context.is_main):
         rng = np.random.default_rng((seed, k))
         chosen = rng.permutation(np.flatnonzero(labels[:, k]))[:PROTOTYPE_PICTURES]
+        if not len(chosen):
+            continue
         cells = [], []
         for item in inference_loader(Pyramids(entries.select(chosen), None, [0.5]), num_workers, context.is_cuda):
             with context.autocast():
@@ -163,7 +168,7 @@ def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, see
             for kept, there, most in zip(cells, (cam > STRONG, cam <= STRONG), MOST_CELLS):
                 places = rng.permutation(there.nonzero()[:, 0].cpu().numpy())[:most]
                 kept.append(grid[torch.from_numpy(places).to(grid.device)])
-        strong, weak = (torch.cat(kept) if kept else kept for kept in cells)
+        strong, weak = map(torch.cat, cells)
         if len(strong):
             found[k] = class_prototype(strong, weak, classifier, k).cpu()
     prototypes = torch.zeros(len(classifier), classifier.shape[1])

@@ -44,9 +44,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises InputError where there is a folder already, and where the disk refuses (full, read-only, no permission).
     """
     temporary = path.with_name(path.name + ".tmp")
-    if path.is_dir() or temporary.is_dir():
-        raise InputError(f"{path}: cannot be written (there it is, or {temporary.name}); delete it or choose another folder")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (a folder is there); delete it or choose another one")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # a folder that a killed command left
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
@@ -108,7 +109,22 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     settings.json of this stage: that is somebody else's, and nothing in it is deleted; and where another command is writing to it.
     """
     make_writable(folder)
-    path, settings = folder / SETTINGS, {"made_by": stage, **settings}
+    settings = {"made_by": stage, **settings}
+    _look(folder, settings, overwrite)  # somebody else's folder does not even get a lock
+    lock(folder / SETTINGS, context)
+    context.barrier()
+    is_changed, is_empty = _look(folder, settings, overwrite)  # again, as the lock may have waited for another command's end
+    context.barrier()  # all have looked before anybody writes or deletes
+    if context.is_main and (is_changed or overwrite):
+        if overwrite and not is_empty:
+            _delete_results(folder)
+        write_json(folder / SETTINGS, settings)
+    context.barrier()
+
+
+def _look(folder: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
+    """Whether the folder notes other settings than these, and whether it is empty. Raises InputError as `prepare_output_dir` does."""
+    path, stage = folder / SETTINGS, settings["made_by"]
     before = read_json(path) if path.is_file() else {}
     ours = {SETTINGS, SKIPPED} if "made_by" in before else set()  # somebody else's program may have a settings.json, too
     is_empty = all(file.name in ours or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
@@ -117,20 +133,14 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     changed = [name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]]
     if changed and not is_empty and not overwrite:
         raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
-    lock(path, context)
-    context.barrier()  # all have looked before anybody writes or deletes
-    if context.is_main and (changed or overwrite):
-        if overwrite and not is_empty:
-            _delete_results(folder)
-        write_json(path, settings)
-    context.barrier()
+    return bool(changed), is_empty
 
 
 def _delete_results(folder: Path) -> None:
-    """Delete the results of a stage, settings.json last: without it the folder would be somebody else's."""
+    """Delete the results of a stage but for settings.json: without it the folder would be somebody else's."""
     try:
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == SETTINGS):
-            if path.suffix in RESULTS:
+        for path in folder.iterdir():
+            if path.suffix in RESULTS and path.name != SETTINGS:
                 path.unlink()
     except OSError as error:
         raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); choose another folder") from None
@@ -198,6 +208,7 @@ class Results:
         self.folder, self.context, self.is_strict = folder, context, args.strict
         self.skipped: dict[str, str] = {}  # name of a picture -> why
         self.sizes: dict[str, int] = {}  # name of a picture -> its bytes
+        self.replaced: set[str] = set()  # names of pictures that had other sizes
 
     def unfinished(self, entries: Entries, is_done: Callable[[Entry], bool], kilobytes: float) -> list[int]:
         """The indices of this process's share of the pictures that are to do; prints how many there are and the disk space that they need.
@@ -211,8 +222,9 @@ class Results:
         self.sizes = before | now
         context.barrier()  # all have read it
         self._write(path, now | before)  # if this run is stopped, the next one sees again what was replaced
+        self.replaced = {name for name, size in now.items() if before.get(name, size) != size}
         mine = [(i, entries[i]) for i in context.shard(range(len(entries)))]
-        todo = [i for i, entry in mine if before.get(entry.name, now[entry.name]) != now[entry.name] or not is_done(entry)]
+        todo = [i for i, entry in mine if entry.name in self.replaced or not is_done(entry)]
         count = sum(context.all_gather_object(len(todo)))
         context.print(f"{len(entries)} pictures, {count} of them to do, on {context.device}")
         check_space(self.folder, count * kilobytes * 1e3, context)
@@ -236,7 +248,7 @@ class Results:
         """Wait for the other processes. Raises SkippedError, once all pictures that could not be read are named, also in skipped.json."""
         context, path = self.context, self.folder / SKIPPED
         skipped = {name: reason for part in context.all_gather_object(self.skipped) for name, reason in sorted(part.items())}
-        self._write(self.folder / SIZES, self.sizes)
+        self._write(self.folder / SIZES, self.sizes | dict.fromkeys(skipped, -1))  # what they show now is in no result
         if skipped:
             self._write(path, skipped)
         elif context.is_main:

@@ -4,6 +4,7 @@ import argparse
 import http.client
 import lzma
 import os
+import shlex
 import shutil
 import stat
 import tarfile
@@ -166,4 +167,4 @@ def finish(root: Path, kind: str, title: str, is_whole: bool, problems: Sequence
     print_problems("problems", problems)
     if problems or not is_whole:
         raise InputError(f"{root}: prepared, but it is not all of {title} (see above); add what is missing, or use this part")
-    print(f"\n{root} is ready: bash run_{kind}.sh --dataset_root {root}")
+    print(f"\n{root} is ready: bash run_{kind}.sh --dataset_root {shlex.quote(str(root))}")

@@ -25,7 +25,7 @@ from . import checkpoint, outputs
 from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
 
 # a run resumes only with the flags that it began with; a script adds its own
-RECIPE = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
+KEPT = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
 LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0}  # what checkpoints without these flags were trained with
 
 
@@ -147,7 +147,7 @@ def read_scalars(logs: Path) -> Scalars:
 class Trainer:
     """A training from its first step, or from the last checkpoint, to its final checkpoint.
 
-        trainer = Trainer(args, context, files, recipe, class_names, len(entries), model, groups)
+        trainer = Trainer(args, context, files, terms, class_names, len(entries), model, groups)
         for batch in trainer.batches(crops):
             out = trainer.network(batch["image"])
             trainer.step(loss(out))
@@ -155,12 +155,12 @@ class Trainer:
         trainer.finish()
 
     Args:
-        recipe: what must stay the same to resume; `recipe_of` makes it.
+        terms: what must stay the same to resume; `terms_of` makes it.
         class_names: background first, noted in the checkpoints.
         model: on the device; `network` is the same model spread over the processes and compiled.
         groups: the model's `parameter_groups()`.
 
-    Raises InputError where the last checkpoint was trained by another recipe.
+    Raises InputError where the last checkpoint was trained on other terms.
     """
 
     def __init__(
@@ -168,14 +168,14 @@ class Trainer:
         args: argparse.Namespace,
         context: Context,
         files: RunFiles,
-        recipe: dict[str, Any],
+        terms: dict[str, Any],
         class_names: tuple[str, ...],
         num_pictures: int,
         model: nn.Module,
         groups: Iterable[Mapping[str, Any]],
     ):
         self.args, self.context, self.files, self.model, self.num_pictures = args, context, files, model, num_pictures
-        self.about = {"arguments": recipe, "class_names": list(class_names)}
+        self.about = {"arguments": terms, "class_names": list(class_names)}
         self.epoch_steps = num_pictures // args.batch_size
         self.steps = self.epoch_steps * args.max_epochs
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.amp is torch.float16)
@@ -308,20 +308,20 @@ def _without_traceback(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def recipe_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
+def terms_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
     """What a run keeps to its end: these flags, and the digest of the pictures, labels and classes that it learns from."""
     return {name: getattr(args, name) for name in flags} | {"digest": digest}
 
 
-def is_finished(args: argparse.Namespace, files: RunFiles, recipe: dict[str, Any], context: Context) -> bool:
-    """Whether the final checkpoint of this recipe exists; then says so.
+def is_finished(args: argparse.Namespace, files: RunFiles, terms: dict[str, Any], context: Context) -> bool:
+    """Whether the final checkpoint on these terms exists; then says so.
 
-    Raises InputError for one of another recipe, and where another command is training it.
+    Raises InputError for one on other terms, and where another command is training it.
     """
     outputs.lock(files.final, context)
     if not _agree(args.resume and files.final.is_file(), files.final, context):
         return False
-    _read_own(files.final, recipe)
+    _read_own(files.final, terms)
     if context.is_main:
         files.last.unlink(missing_ok=True)  # a run that was killed at its end leaves it
     context.print(f"{files.final} is complete")
@@ -335,13 +335,13 @@ def _agree(value: Any, path: Path, context: Context) -> Any:
     return value
 
 
-def _read_own(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint that was trained by this recipe. Raises InputError for another one."""
+def _read_own(path: Path, terms: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint that was trained on these terms. Raises InputError for one on others."""
     content = checkpoint.read(path)
-    before, recipe = LATER_FLAGS | checkpoint.arguments(content), LATER_FLAGS | recipe
-    changed = [name for name, value in recipe.items() if before.get(name) != value]
+    before, terms = LATER_FLAGS | checkpoint.arguments(content), LATER_FLAGS | terms
+    changed = [name for name, value in terms.items() if before.get(name) != value]
     if changed:
-        flags = [f"--{name} {before.get(name)} (now {recipe[name]})" for name in changed if name != "digest"]
+        flags = [f"--{name} {before.get(name)} (now {terms[name]})" for name in changed if name != "digest"]
         reason = ", ".join(flags) or "other pictures, tags, labels or classes"
         raise InputError(f"{path}: was trained with {reason}; use the same again, another --run_dir, or --no-resume")
     return content

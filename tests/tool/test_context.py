@@ -15,6 +15,22 @@ from tool import context
 from tool.context import Context, choose_device, cli_main, non_negative_float, non_negative_int, positive_int, scale
 
 
+@pytest.mark.parametrize(("most", "strategy"), [(64, "file_system"), (10**6, None), (-1, None)])
+def test_many_files_may_be_open_as_far_as_the_system_allows(monkeypatch, most, strategy):
+    calls = {}
+
+    def setrlimit(kind, limits):
+        if limits == (-1, -1):
+            raise ValueError("as macOS does")
+        calls[kind] = limits
+
+    fake = argparse.Namespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda kind: (32, most), setrlimit=setrlimit)
+    monkeypatch.setattr(context, "resource", fake)
+    monkeypatch.setattr(torch.multiprocessing, "set_sharing_strategy", lambda name: calls.update(strategy=name))
+    assert cli_main(lambda: None) == 0
+    assert (calls.get(7), calls.get("strategy")) == (None if most < 0 else (most, most), strategy)
+
+
 def place(rank: int = 0, world_size: int = 1, **more) -> Context:
     return Context(torch.device("cpu"), rank, world_size, **more)
 

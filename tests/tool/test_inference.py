@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from data.annotations import read_classes
-from data.registry import VOC
+from data.registry import VOC, Entries
 from errors import InputError
 from network.deeplab import DeepLab
 from network.sipe import SIPE
 from tool import checkpoint, inference
+from tool.context import Context
 
 CLASSES = read_classes(VOC.classes)
 SEGMENTATION = {"network": "deeplabv2_resnet50", "output_stride": 16}
@@ -35,13 +37,16 @@ def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
         ({"net": {"classifier.weight": torch.zeros(20, 2048, 1, 1)}}, "tensor resnet50.conv1.weight"),
         ({"model": None, "class_names": ["background", "cat"]}, "tensor resnet50.conv1.weight"),
         ({"model": {}, "class_names": ["background", "cat"], "arguments": SEGMENTATION}, "tensor backbone.conv1.weight"),
+        ({"model": {}, "class_names": ["background", "cat"], "arguments": {"recipe": "of tomorrow"}}, "of tomorrow"),
     ],
 )
 def test_a_file_that_is_no_network_is_refused(tmp_path, content, names):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(InputError) as error:
-        inference.load_network(tmp_path / "other.pth")
-    assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and names in str(error.value) and "\n" not in str(error.value)
+    for recipe in None, "plus":
+        with pytest.raises(InputError) as error:
+            inference.load_network(tmp_path / "other.pth", recipe=recipe)
+        assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and "\n" not in str(error.value)
+        assert names in str(error.value) or recipe
 
 
 def test_a_network_of_other_classes_is_refused(checkpoints):
@@ -60,6 +65,37 @@ def test_a_network_of_other_classes_is_refused(checkpoints):
 )
 def test_likely_classes_by_hand(probability, keys):
     assert inference.likely_classes(np.array(probability, np.float32)[:, None]).tolist() == keys
+
+
+class Colours(nn.Module):
+    """Three channels, one for each cell's strongest colour: red is class 1, green class 2, blue none."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Conv2d(3, 3, 1, bias=False)
+        self.classifier.weight.data = torch.diag(torch.tensor([9.0, 9.0, 0.0]))[:, :, None, None]
+
+    def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        cells = torch.nn.functional.one_hot(image.argmax(1), 3).movedim(3, 1).float()
+        return self.classifier(cells), cells, None
+
+
+class OneOfTwo(Context):
+    def all_gather_object(self, value: dict) -> list[dict]:
+        return [value]
+
+
+def test_class_prototypes_are_of_strong_cells_less_weak_ones_and_processes_share_the_classes(tmp_path):
+    for name, colour in (("a", 0), ("b", 1)):
+        picture = np.full((32, 32, 3), 20, np.uint8)
+        picture[:, :16, colour] = picture[:, 16:, 2] = 250
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    entries, labels = Entries.of((name, str(tmp_path / f"{name}.png"), "") for name in "ab"), np.eye(2, 3, dtype=np.float32)
+    expected, parts = torch.tensor([[1.0, 0, -1], [0, 1, -1], [0, 0, 0]]), []
+    for context in Context(torch.device("cpu")), *(OneOfTwo(torch.device("cpu"), rank, 2) for rank in range(2)):
+        parts.append(inference.find_class_prototypes(Colours(), entries, labels, 1, 0, context))
+    assert torch.allclose(parts[0], expected) and torch.allclose(parts[1] + parts[2], expected)
+    assert not (parts[1].any(1) & parts[2].any(1)).any()
 
 
 class Columns(nn.Module):

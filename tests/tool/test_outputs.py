@@ -16,8 +16,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from data.datasets import Unread
 from data.registry import Entries
-from errors import InputError
+from errors import InputError, SkippedError
 from tool import outputs
 from tool.context import Context, cli_main
 
@@ -47,6 +48,7 @@ def contents(folder: Path) -> dict[str, str]:
 class TestFiles:
     def test_a_file_appears_when_the_block_ends_and_replaces_the_old_one(self, tmp_path):
         path = tmp_path / "new/folder/a.txt"
+        (tmp_path / "new/folder/a.txt.tmp/left").mkdir(parents=True)  # by a killed command that wrote a folder
         for text in ("first", "second"):
             with outputs.atomic_write(path) as temporary:
                 temporary.write_text(text)
@@ -153,6 +155,25 @@ class TestPrepareOutputDir:
         outputs.prepare_output_dir(tmp_path, "make_cam", SETTINGS, OneOfTwo(torch.device("cpu"), 1, 2), True)
         assert contents(tmp_path).keys() == {"settings.json", "a.npz"}
 
+    def test_a_command_that_was_killed_while_overwriting_can_be_repeated(self, tmp_path, monkeypatch):
+        for name, text in {**MADE, **RESULTS, **NOTES}.items():
+            (tmp_path / name).write_text(text)
+        overwrite = [tmp_path, "make_cam", {"map": "cam"}]
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(outputs, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            outputs.prepare_output_dir(*overwrite, Context(torch.device("cpu")), True)
+        outputs.prepare_output_dir(*overwrite, Context(torch.device("cpu")), True)
+        assert contents(tmp_path) == {**CHANGED, **NOTES}
+
+    def test_what_another_command_writes_before_the_lock_is_ours_is_seen(self, tmp_path, monkeypatch):
+        def write(path, context):
+            for name, text in {**MADE, **RESULTS}.items():
+                (tmp_path / name).write_text(text)
+
+        monkeypatch.setattr(outputs, "lock", write)
+        with pytest.raises(InputError, match=f"^{tmp_path / 'settings.json'}: "):
+            outputs.prepare_output_dir(tmp_path, "make_cam", {"map": "cam"}, Context(torch.device("cpu")), False)
+
     def test_results_that_cannot_be_deleted_keep_their_settings(self, tmp_path):
         (tmp_path / "settings.json").write_text(MADE["settings.json"])
         (tmp_path / "c.npz").mkdir()
@@ -169,6 +190,20 @@ def test_unfinished_is_this_processs_share_of_what_is_not_done(tmp_path, capsys)
     entries = Entries.of((name, str(tmp_path / name), "") for name in "abcdef")
     assert results.unfinished(entries, lambda entry: entry.name in "bcf", kilobytes=1) == [0, 4]  # of a, c and e
     assert capsys.readouterr().out.startswith("6 pictures, 4 of them")  # two are the other process's
+
+
+def test_a_picture_replaced_by_one_that_cannot_be_read_stays_to_do(tmp_path):
+    """Its result is the former picture's, and newer than it."""
+    picture, entries = tmp_path / "a.jpg", Entries.of([("a", str(tmp_path / "a.jpg"), "")])
+    for content, todo in ((b"good", []), (b"damaged", [0]), (b"damaged", [0])):
+        picture.write_bytes(content)
+        with Context(torch.device("cpu")).stack as stack:
+            context = Context(torch.device("cpu"), stack=stack)
+            results = outputs.Results(tmp_path / "cam", "make_cam", SETTINGS, context, FLAGS)
+            assert results.unfinished(entries, lambda entry: True, kilobytes=1) == todo
+            assert not list(results.readable([Unread(entry, "a.jpg: is damaged") for entry in entries.select(todo)]))
+            with pytest.raises(SkippedError) if todo else contextlib.nullcontext():
+                results.finish()
 
 
 @pytest.mark.parametrize(("free", "warns"), [(4999, True), (5000, False)])

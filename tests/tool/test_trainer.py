@@ -1,4 +1,4 @@
-"""The training loop: two groups under one schedule, a recipe that holds, and a stopped run that ends like a whole one."""
+"""The training loop: two groups under one schedule, terms that hold, and a stopped run that ends like a whole one."""
 
 import argparse
 import math
@@ -40,8 +40,8 @@ class Numbers(Dataset):
         return {"value": torch.tensor(epoch_and_index, dtype=torch.float32)}
 
 
-def recipe_of(*flags: str, digest: str) -> dict:
-    return trainer.recipe_of(argparse.Namespace(**vars(parse(*flags)), scales=[0.5, 1.5]), ("seed", "lr", "batch_size", "scales"), digest)
+def terms_of(*flags: str, digest: str) -> dict:
+    return trainer.terms_of(argparse.Namespace(**vars(parse(*flags)), scales=[0.5, 1.5]), ("seed", "lr", "batch_size", "scales"), digest)
 
 
 def groups_of(backbone: nn.Parameter, head: nn.Parameter) -> list[dict]:
@@ -51,10 +51,10 @@ def groups_of(backbone: nn.Parameter, head: nn.Parameter) -> list[dict]:
 def trainer_in(folder: Path, *flags: str, digest: str = "of the data", kind: type[Context] = Context, **place) -> Trainer:
     """A trainer of three weights, on numbers that torch draws."""
     torch.manual_seed(0)
-    args, recipe, model = parse(*flags), recipe_of(*flags, digest=digest), nn.Linear(2, 1)
+    args, terms, model = parse(*flags), terms_of(*flags, digest=digest), nn.Linear(2, 1)
     args.momentum, args.wt_dec = 0.5, 0.1
     context = kind(torch.device("cpu"), **place)
-    return Trainer(args, context, RunFiles.of(folder, "irn"), recipe, NAMES, NUM_PICTURES, model, groups_of(model.weight, model.bias))
+    return Trainer(args, context, RunFiles.of(folder, "irn"), terms, NAMES, NUM_PICTURES, model, groups_of(model.weight, model.bias))
 
 
 def train(run: Trainer, stop_after: int | None = None, spoil: int | None = None) -> list[int]:
@@ -210,7 +210,7 @@ def test_a_stopped_run_ends_like_a_whole_one_compiled_or_not(tmp_path, monkeypat
     monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
     train(trainer_in(tmp_path / "whole"))
     assert train(trainer_in(tmp_path / "stopped", "--save_every", "1", *before), stop_after) == list(range(1, stop_after + 1))
-    run = trainer_in(tmp_path / "stopped", "--save_every", "7", "--log_every", "1", *after)  # none of them is part of the recipe
+    run = trainer_in(tmp_path / "stopped", "--save_every", "7", "--log_every", "1", *after)  # none of them is part of its terms
     assert run.plan.endswith(f" {stop_after}")
     assert train(run) == list(range(stop_after + 1, 7))
     whole, stopped = (checkpoint.read(tmp_path / f"{name}/ckpt/irn.pth") for name in ("whole", "stopped"))
@@ -232,14 +232,14 @@ def test_finite_weights_are_saved_after_every_epoch_and_so_many_steps(tmp_path, 
 
 @pytest.mark.parametrize("stop_after", [3, None], ids=["stopped", "finished"])
 @pytest.mark.parametrize(("flags", "digest"), [(["--lr", "0.2"], "of the data"), (["--lr", "1", "--seed", "1"], "other"), ([], "other")])
-def test_a_run_keeps_its_recipe(tmp_path, stop_after, flags, digest):
+def test_a_run_keeps_its_terms(tmp_path, stop_after, flags, digest):
     run = trainer_in(tmp_path)
     train(run, stop_after)
     with pytest.raises(InputError) as error:
         if stop_after:
             trainer_in(tmp_path, *flags, digest=digest)
         else:
-            trainer.is_finished(run.args, run.files, recipe_of(*flags, digest=digest), run.context)
+            trainer.is_finished(run.args, run.files, terms_of(*flags, digest=digest), run.context)
     assert str(error.value).startswith(f"{run.files.last if stop_after else run.files.final}: ") and "\n" not in str(error.value)
     assert {flag for flag in ("--lr", "--seed", "--batch_size") if f"{flag} " in str(error.value)} == {*flags[::2]}
 
