@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_recipe(parser, "sipe")
     resize_long = "range of the random long side before the crop, pixels (default 320 640)"
     parser.add_argument("--resize_long", type=positive_int, nargs=2, default=[320, 640], metavar=("MIN", "MAX"), help=resize_long)
-    val_list = "after each epoch, print the mIoU of published IS-CAMs at one scale on this list; it reads pixel labels, nothing is chosen by it"
+    val_list = "after each epoch, print the mIoU of published IS-CAMs at one scale on this list; it reads pixel labels and chooses nothing"
     parser.add_argument("--val_list", help=f"{val_list} (default off)")
     return trainer.parse(parser, argv)
 
