@@ -25,8 +25,8 @@ IFS='|'; echo "$*" >>"$CALLS"; [ "$1" != "${{FAILS:-}}" ] || exit 2
 [ "$2" != venv ] || {{ mkdir -p .venv/bin; cp "$0" .venv/bin/python; }}
 """
 WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--recipe|--refine|--from|--until|--run_dir
---with|--recipe x|--device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''
---until '*'|--until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7""".replace("\n", "|")
+--with|--device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''
+--until '*'|--until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7|--recipe x""".replace("\n", "|")
 
 
 @pytest.fixture
