@@ -26,6 +26,7 @@ except ImportError:
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SCALE = 8
+MAX_SIDE = 640  # pixels, the longest side in VOC and COCO
 FEW_FILES = 4096
 PATIENCE = timedelta(hours=1)  # with a process that does not answer; one that has ended is noticed at once by gloo
 
@@ -104,7 +105,7 @@ def add_recipe(parser: argparse.ArgumentParser, default: str | None) -> None:
 def add_max_side(parser: argparse.ArgumentParser) -> None:
     """Add --max_side."""
     text = "shrink larger pictures to this side first, in pixels, so that training and inference see objects at one size; 0: never"
-    parser.add_argument("--max_side", type=non_negative_int, default=640, help=f"{text} (default 640, the largest of VOC and COCO)")
+    parser.add_argument("--max_side", type=non_negative_int, default=MAX_SIDE, help=f"{text} (default {MAX_SIDE}, the largest of VOC and COCO)")
 
 
 def add_switch(parser: argparse.ArgumentParser, flag: str, text: str) -> None:

@@ -23,7 +23,7 @@ from network.resnet import fold_batchnorm
 from network.sipe import SIPE, general_cam
 
 from . import cam_file, checkpoint, crf
-from .context import Context, local_context
+from .context import MAX_SIDE, Context, local_context
 from .outputs import Results
 
 PROTOTYPE_PICTURES, STRONG, MOST_CELLS = 100, 0.1, (60, 40)  # of class prototypes: pictures, threshold of the CAM, strong and weak cells
@@ -51,7 +51,7 @@ def maps_of(
     picture: np.ndarray,
     tags: Iterable[str] = (),
     scales: Sequence[float] = SCALES,
-    max_side: int = 640,
+    max_side: int = MAX_SIDE,
     use_crf: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class ids (k,) that matter to a picture, background first, and how strongly each pixel belongs to each: (k, H, W) in [0, 1].
@@ -149,9 +149,9 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
 
 @torch.no_grad()
 def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, seed: int, num_workers: int, context: Context) -> torch.Tensor:
-    """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each, at half their size; 0 without any.
+    """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each; 0 without any.
 
-    The processes share the classes. Few cells a picture are kept, so that a class takes about 0.2 GB at most with ResNet-50.
+    Pictures enter at half their size, with a long side of at most 320. The processes share the classes. Few cells a picture are kept, so that a class takes about 0.2 GB at most with ResNet-50.
     """
     found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
     classes = context.shard(range(labels.shape[1]))
@@ -161,7 +161,7 @@ def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, see
         if not len(chosen):
             continue
         cells = [], []
-        for item in inference_loader(Pyramids(entries.select(chosen), None, [0.5]), num_workers, context.is_cuda):
+        for item in inference_loader(Pyramids(entries.select(chosen), None, [0.5], MAX_SIDE), num_workers, context.is_cuda):
             with context.autocast():
                 logits, layer4, _ = model.forward_features(normalize(item.images[0][None].to(context.device)))
             cam, grid = general_cam(logits)[0, k + 1].flatten(), layer4[0].float().flatten(1).T
