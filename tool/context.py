@@ -105,7 +105,7 @@ def add_recipe(parser: argparse.ArgumentParser, default: str | None) -> None:
 def add_max_side(parser: argparse.ArgumentParser) -> None:
     """Add --max_side."""
     text = "shrink larger pictures to this side first, in pixels, so that training and inference see objects at one size; 0: never"
-    parser.add_argument("--max_side", type=non_negative_int, default=MAX_SIDE, help=f"{text} (default {MAX_SIDE}, the largest of VOC and COCO)")
+    parser.add_argument("--max_side", type=non_negative_int, default=MAX_SIDE, help=f"{text} (default {MAX_SIDE}, as VOC and COCO)")
 
 
 def add_switch(parser: argparse.ArgumentParser, flag: str, text: str) -> None:

@@ -151,7 +151,8 @@ def multiscale_cams(model: SIPE, items: Sequence[Pyramid], context: Context) -> 
 def find_class_prototypes(model: SIPE, entries: Entries, labels: np.ndarray, seed: int, num_workers: int, context: Context) -> torch.Tensor:
     """The prototypes of all classes, (K-1, D), from at most 100 training pictures of each; 0 without any.
 
-    Pictures enter at half their size, with a long side of at most 320. The processes share the classes. Few cells a picture are kept, so that a class takes about 0.2 GB at most with ResNet-50.
+    Pictures enter at half their size, with a long side of at most 320. The processes share the classes. Few
+    cells a picture are kept, so that a class takes about 0.2 GB at most with ResNet-50.
     """
     found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
     classes = context.shard(range(labels.shape[1]))
