@@ -83,7 +83,7 @@ def make_cams(model: SIPE, entries: Entries, labels: np.ndarray, args: argparse.
             for item, (keys, maps) in zip(items, multiscale_cams(model, items, context)):
                 stored = {kind: [to_stored_frame(grid.numpy(), item.orientation) for grid in maps[kind]] for kind in args.maps}
                 path, size = cam_file.path_of(args.run_dir, entries[item.index].name), stored_size(item.size, item.orientation)
-                cam_file.save(path, keys, size, **stored, background=model.recipe.background)
+                cam_file.save(path, keys, size, **stored, background=model.recipe.background_at(args.scales))
             bar.update(len(items))
 
 

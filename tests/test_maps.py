@@ -217,13 +217,14 @@ class TestLocalization:
         published = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
         with pytest.raises(InputError, match=f"^{settings}: .*recipe"):
             run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
-        run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--overwrite")
-        found = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
-        assert (found.is_cam[0] == np.float32(RECIPES["plus"].background)).all()
+        for scales, background in (([0.5, 1.5], RECIPES["plus"].enlarged_background), ([1.0, 0.5], RECIPES["plus"].background)):
+            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--overwrite", "--scales", *scales)
+            found = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
+            assert (found.is_cam[0] == np.float32(background)).all()
+            predict = ["--ckpt", path, "--tags", "cat", "dog", "--scales", *scales, "--overwrite"]
+            run_stage("predict", fixed_voc, run_dir, tiny_backbone, *predict)
+            assert np.array_equal(label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam"))
         assert np.array_equal(found.cam, published.cam) and not np.array_equal(found.is_cam, published.is_cam)
-        predict = ["--ckpt", path, "--tags", "cat", "dog", "--scales", 1.0, 0.5]
-        run_stage("predict", fixed_voc, run_dir, tiny_backbone, *predict)
-        assert np.array_equal(label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam"))
 
     def test_only_the_wanted_maps_are_kept(self, chain, fixed_voc, tiny_backbone, tmp_path):
         flags = ["--ckpt", chain / "ckpt/final.pth", "--list", write_lines(tmp_path / "one.txt", NAMES[0]), "--maps", "is_cam"]

@@ -62,7 +62,7 @@ def maps_of(
     label = checked(label_of({*tags}, model.class_names, "tags")).astype(np.float32)
     if isinstance(model.network, SIPE) and not label.any():
         raise InputError("tags: SIPE must know the classes in a picture; pass their names")
-    keys, maps = _segment(model, pyramid_of(picture, label, scales, max_side), max_side, use_crf)
+    keys, maps = _segment(model, pyramid_of(picture, label, scales, max_side), scales, max_side, use_crf)
     return keys, enlarge(maps, picture.shape[:2])
 
 
@@ -211,14 +211,14 @@ def segment_all(
     pyramids = Pyramids(entries, labels, args.scales, args.max_side, skip=True)
     loader = inference_loader(pyramids, args.num_workers, model.context.is_cuda)
     for item in results.readable(tqdm(loader, "masks", unit="picture", disable=not results.context.is_main)):
-        yield item, *_segment(model, item, args.max_side, args.crf)
+        yield item, *_segment(model, item, args.scales, args.max_side, args.crf)
 
 
-def _segment(model: Model, item: Pyramid, max_side: int, use_crf: bool) -> tuple[np.ndarray, np.ndarray]:
+def _segment(model: Model, item: Pyramid, scales: Sequence[float], max_side: int, use_crf: bool) -> tuple[np.ndarray, np.ndarray]:
     network, picture = model.network, shrink(item.picture, max_side) if use_crf else None
     if isinstance(network, SIPE):
         keys, maps = multiscale_cams(network, [item], model.context)[0]
-        maps = cam_file.fuse(maps["is_cam"], item.working_size, True, network.recipe.background).numpy()
+        maps = cam_file.fuse(maps["is_cam"], item.working_size, True, network.recipe.background_at(scales)).numpy()
         return keys, refine(picture, maps) if use_crf else maps
     maps = multiscale_probability(network, item, model.context).numpy()
     keys = likely_classes(maps)
