@@ -65,7 +65,7 @@ def test_what_is_saved_is_read(path):
 
 def test_saving_that_fails_names_the_file_and_keeps_the_one_of_before(path):
     checkpoint.save(path, {"step": 1})
-    path.with_name("some.pth.tmp").mkdir()  # torch cannot open it for writing
+    path.with_name("some.pth.tmp").symlink_to("/dev/full")
     assert_refused(lambda: checkpoint.save(path, {"step": 2}), path)
     assert checkpoint.read(path) == {"step": 1}
 
