@@ -256,7 +256,7 @@ class Results:
         context.print("".join(f"left out: {reason}\n" for reason in skipped.values()) + f"wrote {self.folder}")
         if skipped:
             example = next(iter(skipped.values()))
-            raise SkippedError(f"{path}: {len(skipped)} pictures cannot be read and are left out, the first of them {example}")
+            raise SkippedError(f"{path}: lists what cannot be read and is left out ({len(skipped)}); the first: {example}")
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         if self.context.is_main and not (path.is_file() and read_json(path) == content):
