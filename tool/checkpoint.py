@@ -6,6 +6,7 @@ Our format is a dict of plain values and tensors: `model` (state dict), `class_n
 
 import contextlib
 import warnings
+import zipfile
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -31,6 +32,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), temporary)
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
+        if not zipfile.is_zipfile(temporary):  # PyTorch 2.6 says nothing where the last bytes find no room
+            raise OSError("the disk is full")
 
 
 def read(path: str | Path) -> dict[str, Any]:
