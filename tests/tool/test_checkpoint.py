@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,8 +66,12 @@ def test_what_is_saved_is_read(path):
 
 def test_saving_that_fails_names_the_file_and_keeps_the_one_of_before(path):
     checkpoint.save(path, {"step": 1})
-    path.with_name("some.pth.tmp").symlink_to("/dev/full")
-    assert_refused(lambda: checkpoint.save(path, {"step": 2}), path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # as a full disk: the file ends after 100 bytes
+    try:
+        assert_refused(lambda: checkpoint.save(path, {"step": 2}), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoint.read(path) == {"step": 1}
 
 
