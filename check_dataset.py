@@ -126,9 +126,8 @@ def main(argv: list[str] | None = None) -> None:
     print_problems("to fix", problems)
     if problems:
         raise InputError(f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); fix them and check again")
-    print(
-        f"\nall is well: bash run_{args.dataset}.sh --dataset_root {shlex.quote(str(args.root))}{fitting_flags(args.dataset, len(entries))}"
-    )
+    root = shlex.quote(str(args.root))
+    print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {root}{fitting_flags(args.dataset, len(entries))}")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _read_keys(keys: np.ndarray) -> np.ndarray:
 
 
 def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
-    names = sorted((name for name in arrays.files if name.rpartition("_")[0] == kind), key=lambda name: int(name.rpartition("_")[2]))
+    names = sorted({name for name in arrays.files if name.rpartition("_")[0] == kind}, key=lambda name: int(name.rpartition("_")[2]))
     fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
     most = count * (size[0] // 2 + 64) * (size[1] // 2 + 64) if fits else 0  # at scale 8 the grid has half the picture's side
     grids = [torch.from_numpy(read_array(arrays, name, most)) for name in names]

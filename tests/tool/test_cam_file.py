@@ -128,23 +128,28 @@ def test_a_file_that_is_no_cam_file_is_refused_and_never_run(path, tmp_path, mon
     assert not Path("trap-went-off").exists()
 
 
-@pytest.mark.parametrize("name", ["keys", "size", "is_cam_0", "twice"])
+@pytest.mark.parametrize("name", ["keys", "size", "is_cam_0"])
 def test_what_is_larger_than_the_picture_is_not_unpacked(path, name):
-    large, maps = np.zeros((3, 4000, 4000), np.int8), {"is_cam_0": np.zeros((3, 2, 2))}
-    np.savez_compressed(path, **{"keys": np.array([0, 1, 2]), "size": np.array(SIZE), **maps, name: large})
-    if name == "twice":  # numpy would rather read a member without the ending
-        with zipfile.ZipFile(path, "a") as file:
-            file.writestr("is_cam_0", file.read("twice.npy"))
-        tracemalloc.start()
-        assert cam_file.load(path).is_cam.shape == (3, *SIZE)
-        assert tracemalloc.get_traced_memory()[1] < 1e7
-        tracemalloc.stop()
-        return
+    arrays = {
+        "keys": np.array([0, 1, 2]),
+        "size": np.array(SIZE),
+        "is_cam_0": np.zeros((3, 2, 2)),
+        name: np.zeros((3, 4000, 4000), np.int8),
+    }
+    np.savez_compressed(path, **arrays)
     tracemalloc.start()
     assert_refused(lambda: cam_file.load(path), path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size < 1e5 and peak < 1e6
+
+
+def test_a_member_with_the_bare_name_of_an_array_is_not_read_in_its_place(written):
+    """numpy would read it, and it may have any size."""
+    expected = cam_file.load(written).is_cam
+    with zipfile.ZipFile(written, "a") as file:
+        file.writestr("is_cam_0", file.read("cam_0.npy"))
+    assert np.array_equal(cam_file.load(written).is_cam, expected)
 
 
 MAPS = np.zeros((3, 2, 2))
