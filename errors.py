@@ -8,10 +8,10 @@ class InputError(Exception):
 
 
 class UnreadableError(InputError):
-    """A file of one picture that cannot be read: inference goes on without the picture."""
+    """A file of one image that cannot be read: inference goes on without the image."""
 
 
 class SkippedError(InputError):
-    """All is done but for pictures that could not be read."""
+    """All is done but for images that could not be read."""
 
     status = 3

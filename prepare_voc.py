@@ -1,4 +1,4 @@
-"""Prepare PASCAL VOC 2012 and SBD: pictures, lists, masks and tags.
+"""Prepare PASCAL VOC 2012 and SBD: images, lists, masks and tags.
 
     python prepare_voc.py --root DIR [--download] [--archive FILE ...] [--sbd DIR|FILE]
 
@@ -6,10 +6,10 @@ Unpacks VOC's archive (given, in DIR, or downloaded) to DIR/VOCdevkit/VOC2012 an
 
 - SegmentationClassAug/NAME.png: VOC's own mask if there is one, else SBD's
 - ImageSets/Segmentation/train_aug.txt: SBD's train and val lists and VOC's train, without VOC's val: 10,582 names
-- tags.csv: the classes of every picture with an annotation
+- tags.csv: the classes of every image with an annotation
 
 and prints a table of what is expected and what there is. Files that are there are kept, unless you pass --overwrite. Without SBD,
-train_aug.txt is made from VOC's own lists, unless there is one; the published protocol needs no more than pictures, tags and its list.
+train_aug.txt is made from VOC's own lists, unless there is one; the published protocol needs no more than images, tags and its list.
 """
 
 import argparse
@@ -28,30 +28,50 @@ from tqdm import tqdm
 from data import annotations, images
 from data.registry import TAGS, VOC, Dataset, find_root, open_dataset
 from errors import InputError
-from tool import label_file, prepare
-from tool.context import add_switch, cli_main
-from tool.outputs import parallel_map
+from exchange import archives
+from tool import label_file
+from tool.context import cli_main
+from tool.flags import add_switch
+from tool.workers import parallel_map
 
-COUNTS = {"JPEGImages/{}.jpg": 17_125, "Annotations/{}.xml": 17_125, "SegmentationClass/{}.png": 2_913}  # files in the archive
+COUNTS = {
+    "JPEGImages/{}.jpg": 17_125,
+    "Annotations/{}.xml": 17_125,
+    "SegmentationClass/{}.png": 2_913,
+}  # files in the archive
 TRAIN, VAL, TRAIN_AUG = 1_464, 1_449, 10_582  # names on a list
 SBD_MASKS = 11_355
 BELOW, MASKS = "VOCdevkit/VOC2012", "SegmentationClassAug"
-TRAIN_AUG_LIST, *OFFICIAL_LISTS = (VOC.list_file.format(name) for name in ("train_aug", "train", "val"))
+TRAIN_AUG_LIST, *OFFICIAL_LISTS = (
+    VOC.list_file.format(name) for name in ("train_aug", "train", "val")
+)
 Source = namedtuple("Source", "file url md5")
 VOC_SOURCE = Source(*(DATASET_YEAR_DICT["2012"][key] for key in ("filename", "url", "md5")))
 SBD_SOURCE = Source(SBDataset.filename, SBDataset.url, SBDataset.md5)
 WITHOUT_SBD = """
-Without SBD, train_aug.txt holds {:,} pictures instead of {:,}, and {:,} of train_aug and val have a mask. Unless it was there before, it
+Without SBD, train_aug.txt holds {:,} images instead of {:,}, and {:,} of train_aug and val have a mask. Unless it was there before, it
 lists VOC's train and Main/trainval without val, which have boxes and so tags; results will differ from the published ones."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = prepare.prepare_parser(__doc__, max_workers=8)
+    parser = archives.prepare_parser(__doc__, max_workers=8)
     add_switch(parser, "--download", "download missing archives, 2 GB and 1.4 GB")
-    parser.add_argument("--archive", type=Path, nargs="+", default=[], help="archives of VOC and SBD (default: the official ones in DIR)")
-    parser.add_argument("--sbd", type=Path, help="folder or archive of SBD (default: benchmark.tgz or benchmark_RELEASE in DIR)")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="archives of VOC and SBD (default: the official ones in DIR)",
+    )
+    parser.add_argument(
+        "--sbd",
+        type=Path,
+        help="folder or archive of SBD (default: benchmark.tgz or benchmark_RELEASE in DIR)",
+    )
     checksum = "refuse archives other than the official ones; off for a part of VOC, or for one that was packed anew (default on)"
-    parser.add_argument("--checksum", action=argparse.BooleanOptionalAction, default=True, help=checksum)
+    parser.add_argument(
+        "--checksum", action=argparse.BooleanOptionalAction, default=True, help=checksum
+    )
     args = parser.parse_args(argv)
     sbd = [path for path in args.archive if path.name == SBD_SOURCE.file]
     if len(sbd) + (args.sbd is not None) > 1:
@@ -64,41 +84,63 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def unpack_voc(args: argparse.Namespace) -> None:
     """Unpack the given archives of VOC; without any, and unless VOC is complete, the one in the root, which may be downloaded first."""
     here, official = find_root(VOC, args.root) or args.root / BELOW, args.root / VOC_SOURCE.file
-    is_needed = not args.archive and (args.download or official.is_file()) and not is_complete(here, COUNTS, OFFICIAL_LISTS)
+    is_needed = (
+        not args.archive
+        and (args.download or official.is_file())
+        and not is_complete(here, COUNTS, OFFICIAL_LISTS)
+    )
     archives = args.archive or [official] * is_needed
     if archives and here != args.root / BELOW:
-        raise InputError(f"{here}: VOC is here already, but archives are unpacked to {BELOW} below --root; choose another --root")
+        raise InputError(
+            f"{here}: VOC is here already, but archives are unpacked to {BELOW} below --root; choose another --root"
+        )
     if is_needed and args.download:
-        prepare.download(VOC_SOURCE.url, official, VOC_SOURCE.md5)
+        archives.download(VOC_SOURCE.url, official, VOC_SOURCE.md5)
     for path in archives:
         if args.checksum:
-            prepare.check_md5(path, VOC_SOURCE.md5)
-        prepare.unpack(path, args.root, lambda name: name.startswith(f"{BELOW}/") and "SegmentationObject" not in name)
+            archives.check_md5(path, VOC_SOURCE.md5)
+        archives.unpack(
+            path,
+            args.root,
+            lambda name: name.startswith(f"{BELOW}/") and "SegmentationObject" not in name,
+        )
 
 
 def find_sbd(args: argparse.Namespace) -> Path | None:
     """The folder with SBD's cls/, train.txt and val.txt, which may be downloaded and unpacked first; None if there is no SBD."""
     official, unpacked = args.root / SBD_SOURCE.file, args.root / "benchmark_RELEASE"
-    is_whole = is_complete(unpacked / "dataset", {"cls/{}.mat": SBD_MASKS}, ["train.txt", "val.txt"])
+    is_whole = is_complete(
+        unpacked / "dataset", {"cls/{}.mat": SBD_MASKS}, ["train.txt", "val.txt"]
+    )
     if args.download and not args.sbd and not is_whole:
-        prepare.download(SBD_SOURCE.url, official, SBD_SOURCE.md5)
-    path = args.sbd or next((path for path in [official, unpacked][is_whole:] if path.exists()), None)
+        archives.download(SBD_SOURCE.url, official, SBD_SOURCE.md5)
+    path = args.sbd or next(
+        (path for path in [official, unpacked][is_whole:] if path.exists()), None
+    )
     if path is None:
         return None
     if path.is_file():
         if args.checksum:
-            prepare.check_md5(path, SBD_SOURCE.md5)
-        prepare.unpack(path, args.root, re.compile(r"benchmark_RELEASE/dataset/(cls/.+\.mat|train\.txt|val\.txt)").fullmatch)
+            archives.check_md5(path, SBD_SOURCE.md5)
+        archives.unpack(
+            path,
+            args.root,
+            re.compile(r"benchmark_RELEASE/dataset/(cls/.+\.mat|train\.txt|val\.txt)").fullmatch,
+        )
         path = unpacked
     for folder in (path, path / "dataset", path / "benchmark_RELEASE/dataset"):
         if all((folder / name).exists() for name in ("cls", "train.txt", "val.txt")):
             return folder
-    raise InputError(f"{path}: holds no cls/, train.txt and val.txt of SBD; pass its folder or {SBD_SOURCE.file}")
+    raise InputError(
+        f"{path}: holds no cls/, train.txt and val.txt of SBD; pass its folder or {SBD_SOURCE.file}"
+    )
 
 
 def is_complete(root: Path, counts: dict[str, int], lists: list[str]) -> bool:
     """Whether a folder holds so many files of each pattern, and some lists."""
-    return all((root / name).is_file() for name in lists) and all(count_files(root, one) >= count for one, count in counts.items())
+    return all((root / name).is_file() for name in lists) and all(
+        count_files(root, one) >= count for one, count in counts.items()
+    )
 
 
 def count_files(root: Path, pattern: str) -> int:
@@ -107,11 +149,15 @@ def count_files(root: Path, pattern: str) -> int:
 
 def read_names(dataset: Dataset, *paths: Path) -> tuple[set[str], list[str]]:
     """The names on some lists, and the problems."""
-    lists = [dataset.read_entries(str(path)) for path in paths]
-    return {name for entries, _ in lists for name in entries.names()}, [line for _, problems in lists for line in problems]
+    lists = [dataset.read_samples(str(path)) for path in paths]
+    return {name for samples, _ in lists for name in samples.names()}, [
+        line for _, problems in lists for line in problems
+    ]
 
 
-def write_train_aug(dataset: Dataset, val: set[str], sbd: Path | None, overwrite: bool) -> tuple[set[str], list[str]]:
+def write_train_aug(
+    dataset: Dataset, val: set[str], sbd: Path | None, overwrite: bool
+) -> tuple[set[str], list[str]]:
     """Write train_aug.txt; returns its names, and problems. Without SBD, one that is there is kept, a whole one even with overwrite."""
     path, main = dataset.root / TRAIN_AUG_LIST, dataset.root / "ImageSets/Main/trainval.txt"
     before, problems = read_names(dataset, path) if path.is_file() else (set(), [])
@@ -121,31 +167,40 @@ def write_train_aug(dataset: Dataset, val: set[str], sbd: Path | None, overwrite
     names, problems = read_names(dataset, dataset.root / OFFICIAL_LISTS[0], *others)
     names -= val
     if names != before:
-        problems += prepare.write_missing(path, "".join(f"{name}\n" for name in sorted(names)), overwrite)
+        problems += archives.write_missing(
+            path, "".join(f"{name}\n" for name in sorted(names)), overwrite
+        )
     return names, problems
 
 
 def write_tags(dataset: Dataset, overwrite: bool) -> tuple[set[str], list[str]]:
     """Write the tag table from all annotations, if there are any; returns the names that have a tag in it, and the problems."""
     rows, (files, problems) = {}, annotations.find_files(dataset.root, [VOC.annotation])
-    for name, path in tqdm(files.items(), desc="tags", unit="picture"):
+    for name, path in tqdm(files.items(), desc="tags", unit="image"):
         try:
-            label, unknown = annotations.label_of(annotations.read_annotation(Path(path)), dataset.class_names, path)
+            label, unknown = annotations.label_of(
+                annotations.read_annotation(Path(path)), dataset.class_names, path
+            )
             rows[name] = [dataset.class_names[1:][i] for i in np.flatnonzero(label)]
             problems += unknown
         except InputError as error:
             problems.append(str(error))
     if rows or not (dataset.root / TAGS).is_file():
-        problems += prepare.write_missing(dataset.root / TAGS, annotations.format_tags(rows.items()), overwrite)
+        problems += archives.write_missing(
+            dataset.root / TAGS, annotations.format_tags(rows.items()), overwrite
+        )
     table, of_table = dataset.tag_table()
     return {name for name, row in table.row.items() if table.labels[row].any()}, problems + of_table
 
 
 def make_mask(path: Path, dataset: Dataset, sbd: Path | None) -> str | None:
     """Write the mask at `path` from VOC's own of that name, or else from SBD's; returns the problem, if any."""
-    own, theirs = dataset.root / f"SegmentationClass/{path.name}", sbd and sbd / f"cls/{path.stem}.mat"
+    own, theirs = (
+        dataset.root / f"SegmentationClass/{path.name}",
+        sbd and sbd / f"cls/{path.stem}.mat",
+    )
     try:
-        size = images.picture_size(dataset.root / VOC.pictures[0].format(path.stem))
+        size = images.image_size(dataset.root / VOC.images[0].format(path.stem))
         if own.is_file():
             label_file.save(path, images.read_mask(own, dataset.num_classes, size))
         elif theirs and theirs.is_file():
@@ -158,11 +213,15 @@ def make_mask(path: Path, dataset: Dataset, sbd: Path | None) -> str | None:
 def read_sbd_mask(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8 class ids of an SBD .mat file. Raises InputError for a damaged file, other classes or another size."""
     try:
-        mask = np.asarray(scipy.io.loadmat(path, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
+        mask = np.asarray(
+            scipy.io.loadmat(path, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"]
+        )
         if mask.shape != size or mask.dtype.kind not in "ui" or mask.max(initial=0) >= num_classes:
-            raise ValueError(f"it holds {mask.dtype} of shape {mask.shape}, not classes below {num_classes} of shape {size}")
+            raise ValueError(
+                f"it holds {mask.dtype} of shape {mask.shape}, not classes below {num_classes} of shape {size}"
+            )
     except Exception as error:  # a damaged file makes scipy raise nearly anything
-        raise InputError(f"{path}: not the mask of its picture ({error}); get SBD again") from None
+        raise InputError(f"{path}: not the mask of its image ({error}); get SBD again") from None
     return mask.astype(np.uint8)
 
 
@@ -172,27 +231,41 @@ def main(argv: list[str] | None = None) -> None:
     sbd, dataset = find_sbd(args), open_dataset("voc", args.root)
     for path in (dataset.root / name for name in OFFICIAL_LISTS):
         if not path.is_file():
-            raise InputError(f"{path}: missing; give --archive the one that holds it, {VOC_SOURCE.file}")
-    (train, problems), (val, of_val) = (read_names(dataset, dataset.root / name) for name in OFFICIAL_LISTS)
+            raise InputError(
+                f"{path}: missing; give --archive the one that holds it, {VOC_SOURCE.file}"
+            )
+    (train, problems), (val, of_val) = (
+        read_names(dataset, dataset.root / name) for name in OFFICIAL_LISTS
+    )
     train_aug, of_train_aug = write_train_aug(dataset, val, sbd, args.overwrite)
     tagged, of_tags = write_tags(dataset, args.overwrite)
-    problems = list(dict.fromkeys(problems + of_val + of_train_aug + of_tags))  # train.txt is read twice
+    problems = list(
+        dict.fromkeys(problems + of_val + of_train_aug + of_tags)
+    )  # train.txt is read twice
     paths = [label_file.path_of(dataset.root / MASKS, name) for name in sorted(train_aug | val)]
     todo = [path for path in paths if args.overwrite or not path.is_file()]
-    results = parallel_map(functools.partial(make_mask, dataset=dataset, sbd=sbd), todo, args.num_workers)
-    problems += filter(None, tqdm(results, desc="masks", unit="picture"))
+    results = parallel_map(
+        functools.partial(make_mask, dataset=dataset, sbd=sbd), todo, args.num_workers
+    )
+    problems += filter(None, tqdm(results, desc="masks", unit="image"))
 
     masks = sum(path.is_file() for path in paths)
-    rows = [(pattern.format("*"), expected, count_files(dataset.root, pattern)) for pattern, expected in COUNTS.items()]
-    rows += [("train.txt, pictures", TRAIN, len(train)), ("val.txt, pictures", VAL, len(val))]
-    of_sbd, both = [("train_aug.txt, pictures", TRAIN_AUG, len(train_aug))], TRAIN_AUG + VAL
-    of_sbd += [("train_aug and val, with a mask", both, masks), ("train_aug and val, with tags", both, len(tagged & (train_aug | val)))]
-    is_whole = prepare.print_counts([*rows, *of_sbd])
+    rows = [
+        (pattern.format("*"), expected, count_files(dataset.root, pattern))
+        for pattern, expected in COUNTS.items()
+    ]
+    rows += [("train.txt, images", TRAIN, len(train)), ("val.txt, images", VAL, len(val))]
+    of_sbd, both = [("train_aug.txt, images", TRAIN_AUG, len(train_aug))], TRAIN_AUG + VAL
+    of_sbd += [
+        ("train_aug and val, with a mask", both, masks),
+        ("train_aug and val, with tags", both, len(tagged & (train_aug | val))),
+    ]
+    is_whole = archives.print_counts([*rows, *of_sbd])
     if sbd is None:
         is_whole = all(expected <= found for _, expected, found in rows)
         if len(train_aug) != TRAIN_AUG:
             print(WITHOUT_SBD.format(len(train_aug), TRAIN_AUG, masks))
-    prepare.finish(dataset.root, "voc", "VOC 2012", is_whole, problems)
+    archives.finish(dataset.root, "voc", "VOC 2012", is_whole, problems)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Your own pictures, from image tags to a segmentation network and its masks of them, evaluated if you have masks. Finished stages are
+# Your own images, from image tags to a segmentation network and its masks of them, evaluated if you have masks. Finished stages are
 # skipped; the same command resumes.
 #
 #   bash run_folder.sh --dataset_root DIR [--run_dir DIR] [--gpus N] [--recipe sipe|plus] [--refine crf|irn]
@@ -13,7 +13,7 @@ DATASET_ROOT= RUN_DIR=runs/folder GPUS=1 REFINE=crf
 read_chain_flags "$@"
 require "write classes.txt (one class a line) and tags.csv (name,class;class), then run python check_dataset.py DIR" classes.txt tags.csv
 set_up requirements.txt
-HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_dataset("folder", sys.argv[1]).entries(MASKED)'
+HAS_MASKS='import sys; from data.registry import MASKED, open_dataset; open_dataset("folder", sys.argv[1]).samples(MASKED)'
 if "$PYTHON" -c "$HAS_MASKS" "$DATASET_ROOT" 2>/dev/null; then EVALUATE=1; else EVALUATE=0; fi
 
 DATA=(--dataset folder --dataset_root "$DATASET_ROOT" --run_dir "$RUN_DIR")

@@ -13,7 +13,10 @@ from .resnet import BLOCKS, WIDTHS, FoldedBottleneck, ResNetMaps, freeze_batchno
 from .wideresnet import Block, DeepLabV1
 
 HEADS = ("deeplabv2", "deeplabv3")
-RATES = {"deeplabv2": (6, 12, 18, 24), "deeplabv3": (12, 24, 36)}  # of the atrous convolutions at stride 8, as published
+RATES = {
+    "deeplabv2": (6, 12, 18, 24),
+    "deeplabv3": (12, 24, 36),
+}  # of the atrous convolutions at stride 8, as published
 
 
 class MultiRateClassifier(nn.Module):
@@ -21,7 +24,9 @@ class MultiRateClassifier(nn.Module):
 
     def __init__(self, width: int, num_classes: int, rates: Sequence[int]):
         super().__init__()
-        self.branches = nn.ModuleList(nn.Conv2d(width, num_classes, 3, padding=rate, dilation=rate) for rate in rates)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(width, num_classes, 3, padding=rate, dilation=rate) for rate in rates
+        )
         for branch in self.branches:
             nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
@@ -51,13 +56,20 @@ class DeepLab(nn.Module):
         self.frozen = frozen
         head, backbone = network.split("_")
         rates = [rate * 8 // output_stride for rate in RATES[head]]
-        self.backbone = ResNetMaps(backbone, replace_stride_with_dilation=[False, output_stride == 8, True])
-        self.classifier = {"deeplabv2": MultiRateClassifier, "deeplabv3": DeepLabHead}[head](WIDTHS[-1], num_classes, rates)
+        self.backbone = ResNetMaps(
+            backbone, replace_stride_with_dilation=[False, output_stride == 8, True]
+        )
+        self.classifier = {"deeplabv2": MultiRateClassifier, "deeplabv3": DeepLabHead}[head](
+            WIDTHS[-1], num_classes, rates
+        )
         self.train(self.training)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimizer: the classifier takes ten times the rate."""
-        return [{"params": [*self.backbone.parameters()], "lr_scale": 1}, {"params": [*self.classifier.parameters()], "lr_scale": 10}]
+        return [
+            {"params": [*self.backbone.parameters()], "lr_scale": 1},
+            {"params": [*self.classifier.parameters()], "lr_scale": 10},
+        ]
 
     def train(self, mode: bool = True) -> "DeepLab":
         super().train(mode)
@@ -72,7 +84,11 @@ class DeepLab(nn.Module):
 
 # name -> (num_classes, output_stride, frozen) -> network; a network has `backbone`, `parameter_groups` and the three attributes of DeepLab
 NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    **{f"{head}_{backbone}": functools.partial(DeepLab, f"{head}_{backbone}") for head in HEADS for backbone in BLOCKS},
+    **{
+        f"{head}_{backbone}": functools.partial(DeepLab, f"{head}_{backbone}")
+        for head in HEADS
+        for backbone in BLOCKS
+    },
     "deeplabv1_wideresnet38": lambda num_classes, _, frozen: DeepLabV1(num_classes, frozen),
 }
 
@@ -80,7 +96,12 @@ NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 def build(arguments: Mapping[str, Any], num_classes: int) -> nn.Module | None:
     """The network that train_seg.py's arguments name; None where they name none."""
     network, output_stride = arguments.get("network"), arguments.get("output_stride")
-    if not isinstance(network, str) or network not in NETWORKS or type(output_stride) is not int or output_stride not in (8, 16):
+    if (
+        not isinstance(network, str)
+        or network not in NETWORKS
+        or type(output_stride) is not int
+        or output_stride not in (8, 16)
+    ):
         return None
     return NETWORKS[network](num_classes, output_stride, arguments.get("weights") != "none")
 

@@ -11,14 +11,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from .resnet import WIDTHS, ResNet50
-from .sipe import add_mirror
+from .spatial import add_mirror
 
 CellPath = Sequence[tuple[int, int]]
 
 STRIDE = 4  # of both outputs
 EPSILON = 1e-5
 EDGE_SCALES = (1, 1, 2, 4, 4)  # from the strides of the backbone's maps to the /4 grid
-DISPLACEMENT_HEADS = ((64, 8, 1), (128, 16, 1), (256, 16, 1), (256, 16, 2), (256, 16, 2))  # width, groups, scale
+DISPLACEMENT_HEADS = (
+    (64, 8, 1),
+    (128, 16, 1),
+    (256, 16, 1),
+    (256, 16, 2),
+    (256, 16, 2),
+)  # width, groups, scale
 
 
 class MeanShift(nn.Module):
@@ -48,7 +54,9 @@ class IRN(nn.Module):
         for i, (width, head) in enumerate(zip(WIDTHS, DISPLACEMENT_HEADS), 1):
             self.add_module(f"fc_dp{i}", _head(width, *head))
         self.fc_dp6 = _head(3 * 256, 256, 16, 2)
-        self.fc_dp7 = nn.Sequential(*_head(64 + 128 + 256, 256, 16, 1), nn.Conv2d(256, 2, 1, bias=False), MeanShift(2))
+        self.fc_dp7 = nn.Sequential(
+            *_head(64 + 128 + 256, 256, 16, 1), nn.Conv2d(256, 2, 1, bias=False), MeanShift(2)
+        )
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "IRN":
@@ -58,7 +66,10 @@ class IRN(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimizer: the displacement branch takes ten times the rate of the edge branch."""
-        edge, displacement = ([p for name, p in self.named_parameters() if name.startswith(branch)] for branch in ("fc_edge", "fc_dp"))
+        edge, displacement = (
+            [p for name, p in self.named_parameters() if name.startswith(branch)]
+            for branch in ("fc_edge", "fc_dp")
+        )
         return [{"params": edge, "lr_scale": 1}, {"params": displacement, "lr_scale": 10}]
 
     def set_mean_displacement(self, mean: torch.Tensor) -> None:
@@ -79,14 +90,16 @@ class IRN(nn.Module):
         return self.fc_edge6(_join(heads)).float()
 
     def _displacement(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
-        stem, layer1, *coarser = (getattr(self, f"fc_dp{i}")(layer) for i, layer in enumerate(layers, 1))
+        stem, layer1, *coarser = (
+            getattr(self, f"fc_dp{i}")(layer) for i, layer in enumerate(layers, 1)
+        )
         return self.fc_dp7(_join([stem, layer1, self.fc_dp6(_join(coarser))])).float()
 
     @torch.no_grad()
     def find_edges(self, image: torch.Tensor, crop_size: int) -> torch.Tensor:
-        """Class boundaries of whole pictures of one size: (B, 3, H, W) normalised -> (B, ceil(H/4), ceil(W/4)) in [0, 1].
+        """Class boundaries of whole images of one size: (B, 3, H, W) normalised -> (B, ceil(H/4), ceil(W/4)) in [0, 1].
 
-        The logits of a picture and its mirror are averaged. Sides shorter than the training crop are zero-padded to crop_size, as in
+        The logits of an image and its mirror are averaged. Sides shorter than the training crop are zero-padded to crop_size, as in
         training: group normalisation sees all of its input.
         """
         height, width = image.shape[2:]
@@ -100,12 +113,18 @@ class PairSums(NamedTuple):
     """Sums over pairs of cells: of background, of one foreground class, and of two classes; each (3,) or (2,)."""
 
     affinity: torch.Tensor  # (3,) of -log(probability of what the label says)
-    displacement: torch.Tensor  # (2,) of the absolute error, both axes; none for pairs of two classes
+    displacement: (
+        torch.Tensor
+    )  # (2,) of the absolute error, both axes; none for pairs of two classes
     count: torch.Tensor  # (3,) pairs
 
 
 def sum_over_pairs(
-    logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, paths: Sequence[CellPath], ignore_index: int = 255
+    logits: torch.Tensor,
+    displacement: torch.Tensor,
+    label: torch.Tensor,
+    paths: Sequence[CellPath],
+    ignore_index: int = 255,
 ) -> PairSums:
     """The sums of which the inter-pixel losses are means (IRN section 3.3, equations 2 to 7).
 
@@ -127,7 +146,10 @@ def sum_over_pairs(
     def at(maps: torch.Tensor, y: int, x: int) -> torch.Tensor:
         return maps[..., y : y + rows, reach + x : reach + x + columns]
 
-    sums, offsets = [], torch.tensor([path[0] for path in paths], device=label.device).view(-1, 2, 1, 1)
+    sums, offsets = (
+        [],
+        torch.tensor([path[0] for path in paths], device=label.device).view(-1, 2, 1, 1),
+    )
     for path, offset in zip(paths, offsets):
         with torch.no_grad():  # find the strongest cell first: the gradient then needs no copy of the edges for every step of the path
             strongest, position = at(edge, *path[0]), at(index, *path[0])
@@ -144,7 +166,11 @@ def sum_over_pairs(
             known & (source != target),
         )
         cost = -(torch.where(different, 1 - affinity, affinity) + EPSILON).log()
-        error = (at(displacement, 0, 0) - at(displacement, *path[0]) - offset * foreground[:, None]).abs().sum(1)
+        error = (
+            (at(displacement, 0, 0) - at(displacement, *path[0]) - offset * foreground[:, None])
+            .abs()
+            .sum(1)
+        )
         parts = [(cost * kind).sum() for kind in (background, foreground, different)]
         parts += [(error * kind).sum() for kind in (background, foreground)]
         parts += [kind.sum() for kind in (background, foreground, different)]
@@ -158,7 +184,12 @@ def inter_pixel_losses(sums: PairSums) -> dict[str, torch.Tensor]:
     background, foreground, negative = sums.affinity / (sums.count + EPSILON)
     dp_background, dp_foreground = sums.displacement / (2 * sums.count[:2] + EPSILON)
     positive = (background + foreground) / 2
-    return {"positive": positive, "negative": negative, "dp_foreground": dp_foreground, "dp_background": dp_background}
+    return {
+        "positive": positive,
+        "negative": negative,
+        "dp_foreground": dp_foreground,
+        "dp_background": dp_background,
+    }
 
 
 def _head(width: int, out: int, groups: int, scale: int) -> nn.Sequential:

@@ -23,14 +23,22 @@ def consistency_loss(cam: torch.Tensor, is_cam: torch.Tensor) -> torch.Tensor:
 
 
 def segmentation_loss(
-    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor, ignore_index: int = 255, align_corners: bool = False
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    weight: torch.Tensor,
+    ignore_index: int = 255,
+    align_corners: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of the labelled pixels, as its sum and the sum of their weights: so the mean can be taken over processes.
 
     logits (B, K, h, w), resized to label (B, H, W) uint8 class ids or ignore_index; weight (K,) of each class -> two scalars.
     """
-    logits = F.interpolate(logits.float(), label.shape[1:], mode="bilinear", align_corners=align_corners)
-    total = F.cross_entropy(logits, label.long(), weight, ignore_index=ignore_index, reduction="sum")
+    logits = F.interpolate(
+        logits.float(), label.shape[1:], mode="bilinear", align_corners=align_corners
+    )
+    total = F.cross_entropy(
+        logits, label.long(), weight, ignore_index=ignore_index, reduction="sum"
+    )
     known = label != ignore_index
     return total, (weight[label.long() * known] * known).sum()
 

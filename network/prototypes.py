@@ -1,6 +1,6 @@
 """Image-specific prototype exploration as pure functions (SIPE section 3.2).
 
-Letters: B pictures, K classes with background first, D channels, H x W the grid, N = H * W cells. Everything is computed
+Letters: B images, K classes with background first, D channels, H x W the grid, N = H * W cells. Everything is computed
 in float32, also under autocast: half precision moves seeds between classes.
 """
 
@@ -11,7 +11,11 @@ import torch.nn.functional as F
 
 EPSILON = 1e-5  # the authors' program adds it to every norm and maximum it divides by
 MOST_PRODUCTS = 2**26  # of two cells, at a time: 256 MB
-CLUSTERS, CERTAIN, UNRELATED = 12, 0.9, 0.05  # LPCAM's: prototypes of a class, and between which probabilities the context's lie
+CLUSTERS, CERTAIN, UNRELATED = (
+    12,
+    0.9,
+    0.05,
+)  # LPCAM's: prototypes of a class, and between which probabilities the context's lie
 
 
 def without_tf32() -> contextlib.AbstractContextManager:
@@ -19,9 +23,15 @@ def without_tf32() -> contextlib.AbstractContextManager:
     if torch.compiler.is_compiling():
         return contextlib.nullcontext()
     matmul, stack = torch.backends.cuda.matmul, contextlib.ExitStack()
-    flag, on, off = ("fp32_precision", "tf32", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True, False)  # before 2.9
+    flag, on, off = (
+        ("fp32_precision", "tf32", "ieee")
+        if hasattr(matmul, "fp32_precision")
+        else ("allow_tf32", True, False)
+    )  # before 2.9
     if getattr(matmul, flag) == on:
-        is_inherited = getattr(torch.backends, flag, None) == on  # then the flag must go on following the general one
+        is_inherited = (
+            getattr(torch.backends, flag, None) == on
+        )  # then the flag must go on following the general one
         stack.callback(setattr, matmul, flag, "none" if is_inherited else on)
         setattr(matmul, flag, off)
     return stack
@@ -57,7 +67,9 @@ def _sum_by_resemblance(maps: torch.Tensor, cells: torch.Tensor, power: float = 
 
 
 @torch.no_grad()
-def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, background_scale: float = 0.5) -> torch.Tensor:
+def locate_seeds(
+    cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, background_scale: float = 0.5
+) -> torch.Tensor:
     """Give each cell to the class whose activation map best fits what the cell resembles.
 
     SIPE section 3.2.1, structure-aware seed locating: with s_i the ReLU cosine similarity of cell i to all N cells and m_k
@@ -78,7 +90,9 @@ def locate_seeds(cam: torch.Tensor, features: torch.Tensor, valid: torch.Tensor,
         sums = _sum_by_resemblance(torch.cat([maps * scale, scale], 1), cells) * scale
         inter, resemblance = sums.split([maps.shape[1], 1], 1)
         union = resemblance + maps.sum(2, keepdim=True) - inter
-        fit = inter / union.clamp_min(EPSILON)  # 0 / 0 where a cell without features meets a class without a map
+        fit = inter / union.clamp_min(
+            EPSILON
+        )  # 0 / 0 where a cell without features meets a class without a map
         fit[:, 0] *= background_scale
         seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
         return seeds.view_as(cam) * valid
@@ -131,24 +145,34 @@ def spread(maps: torch.Tensor, features: torch.Tensor, power: float = 2) -> torc
     """
     with without_tf32(), torch.autocast(maps.device.type, enabled=False):
         cells = unit_cells(features.float()).flatten(2)
-        sums = _sum_by_resemblance(F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), cells, power)
+        sums = _sum_by_resemblance(
+            F.pad(maps.float().flatten(2), (0, 0, 0, 1), value=1), cells, power
+        )
         return (sums[:, :-1] / (sums[:, -1:] + EPSILON)).view_as(maps)
 
 
 def cluster(cells: torch.Tensor, count: int, steps: int = 20) -> torch.Tensor:
     """k-means by cosine similarity: cells (N, D) -> (at most count, D), the mean cell of each cluster."""
     unit = F.normalize(cells, dim=1)
-    centres = unit[torch.linspace(0, len(unit) - 1, min(count, len(unit)), device=unit.device).round().long()]
+    centres = unit[
+        torch.linspace(0, len(unit) - 1, min(count, len(unit)), device=unit.device).round().long()
+    ]
     for _ in range(steps):
         nearest = (unit @ centres.T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, unit)
-        centres = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centres)  # an empty one stays where it is
+        centres = torch.where(
+            sums.any(1, keepdim=True), F.normalize(sums, dim=1), centres
+        )  # an empty one stays where it is
     sizes = nearest.bincount(minlength=len(centres))
-    return torch.zeros_like(centres).index_add_(0, nearest, cells)[sizes > 0] / sizes[sizes > 0, None]
+    return (
+        torch.zeros_like(centres).index_add_(0, nearest, cells)[sizes > 0] / sizes[sizes > 0, None]
+    )
 
 
-def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.Tensor, index: int) -> torch.Tensor:
-    """What tells a class from its surroundings in all of its training pictures (LPCAM, CVPR 2023): (D,).
+def class_prototype(
+    strong: torch.Tensor, weak: torch.Tensor, classifier: torch.Tensor, index: int
+) -> torch.Tensor:
+    """What tells a class from its surroundings in all of its training images (LPCAM, CVPR 2023): (D,).
 
     The mean of the class's prototypes minus that of its context's. Prototypes are clusters of cells. Those of the class are the clusters of
     strong cells that the classifier gives to the class with certainty, or else the most certain one. Those of the context are the clusters
@@ -164,7 +188,12 @@ def class_prototype(strong: torch.Tensor, weak: torch.Tensor, classifier: torch.
         return F.normalize(prototypes, dim=1).sum(0) / max(len(prototypes), 1)
 
     with without_tf32():
-        of_class, of_context = (cluster(cells, CLUSTERS) if len(cells) else cells for cells in (strong, weak))
-        certainty, doubt = ((prototypes @ classifier.T).softmax(1)[:, index] for prototypes in (of_class, of_context))
+        of_class, of_context = (
+            cluster(cells, CLUSTERS) if len(cells) else cells for cells in (strong, weak)
+        )
+        certainty, doubt = (
+            (prototypes @ classifier.T).softmax(1)[:, index]
+            for prototypes in (of_class, of_context)
+        )
         kept = of_class[(certainty > CERTAIN) | (certainty == certainty.max())]
         return mean(kept) - mean(of_context[(doubt > UNRELATED) & (doubt < CERTAIN)])

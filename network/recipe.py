@@ -10,9 +10,9 @@ class Recipe(NamedTuple):
     Attributes:
         contrast: how much of the background's IS-CAM is taken off those of the classes (`prototypes.contrast`).
         affinity: power of the similarity by which cells share their maps (`prototypes.spread`); None: they do not.
-        class_prototypes: the maps of prototypes found in all training pictures (`prototypes.class_prototype`) count half.
+        class_prototypes: the maps of prototypes found in all training images (`prototypes.class_prototype`) count half.
         background: strength of the background in place of its own IS-CAM, against classes of maximum 1; None: its own.
-        enlarged_background: the same where a scale enlarges the picture, as maps of larger pictures are narrower.
+        enlarged_background: the same where a scale enlarges the image, as maps of larger images are narrower.
     """
 
     name: str = "sipe"
@@ -27,5 +27,12 @@ class Recipe(NamedTuple):
         return self.enlarged_background if max(scales) > 1 else self.background
 
 
-PLUS = Recipe("plus", contrast=0.5, affinity=2.0, class_prototypes=True, background=0.5, enlarged_background=0.35)
+PLUS = Recipe(
+    "plus",
+    contrast=0.5,
+    affinity=2.0,
+    class_prototypes=True,
+    background=0.5,
+    enlarged_background=0.35,
+)
 RECIPES = {recipe.name: recipe for recipe in (Recipe(), PLUS)}

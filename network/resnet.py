@@ -37,7 +37,9 @@ def conv_bn(conv: nn.Conv2d, norm: nn.Module, feature: torch.Tensor) -> torch.Te
     A frozen BatchNorm is a factor and a shift of each channel. Folded into the convolution, they save a map that the gradient would keep:
     a training step takes a fifth less memory than torchvision's.
     """
-    if norm.training or isinstance(norm, nn.Identity):  # learns its statistics, or is folded already
+    if norm.training or isinstance(
+        norm, nn.Identity
+    ):  # learns its statistics, or is folded already
         return norm(conv(feature))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
@@ -60,7 +62,9 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     network.eval()
     for module in [*network.modules()]:
         if isinstance(module, (FoldedBottleneck, ResNetMaps)):
-            pairs = [(module, f"conv{i}", f"bn{i}") for i in range(1, 4) if hasattr(module, f"conv{i}")]
+            pairs = [
+                (module, f"conv{i}", f"bn{i}") for i in range(1, 4) if hasattr(module, f"conv{i}")
+            ]
             if getattr(module, "downsample", None):
                 pairs.append((module.downsample, "0", "1"))
             for owner, conv, norm in pairs:

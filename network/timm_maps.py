@@ -7,7 +7,7 @@ from torch import nn
 
 from .resnet import FrozenNorms
 
-# what networks need to see pictures of any size at a fine grid: convolutional ones, plain ViTs, others
+# what networks need to see images of any size at a fine grid: convolutional ones, plain ViTs, others
 OPTIONS = ({"output_stride": 16}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {})
 
 
@@ -15,7 +15,7 @@ class TimmMaps(FrozenNorms):
     """Image to the last four feature maps of a timm network, at stride 16 where it can be built so; its weights are random.
 
     frozen: BatchNorm keeps its statistics, as from ImageNet weights. All layers train in any case.
-    Raises ImportError where timm is not installed, ValueError for a network that does not give four maps of pictures of any size.
+    Raises ImportError where timm is not installed, ValueError for a network that does not give four maps of images of any size.
     """
 
     def __init__(self, name: str, frozen: bool = True):
@@ -24,7 +24,9 @@ class TimmMaps(FrozenNorms):
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
         self.name, self.frozen = name, frozen
-        if not timm.is_model(name):  # refuses hf-hub: names too, which would download anyone's network
+        if not timm.is_model(
+            name
+        ):  # refuses hf-hub: names too, which would download anyone's network
             raise ValueError(f"timm {timm.__version__} has no {name}")
         for self.options in OPTIONS:
             try:
@@ -32,17 +34,25 @@ class TimmMaps(FrozenNorms):
                 maps = self.net(torch.rand(2, 3, 70, 90))
                 self.widths = tuple(self.net.feature_info.channels())
                 if tuple(one.shape[1] for one in maps) != self.widths:
-                    raise ValueError(f"its maps are {[tuple(one.shape) for one in maps]}, not (B, D, H, W)")
+                    raise ValueError(
+                        f"its maps are {[tuple(one.shape) for one in maps]}, not (B, D, H, W)"
+                    )
                 maps[-1].mean().backward()  # the others train no layer of the backbone
                 break
             except Exception as error:  # networks that do not fit raise nearly anything
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
-            raise ValueError(f"timm's {name} does not give four feature maps of pictures of any size ({reason})")
-        for parameter in self.net.parameters():  # what is not used would stop DistributedDataParallel
+            raise ValueError(
+                f"timm's {name} does not give four feature maps of images of any size ({reason})"
+            )
+        for (
+            parameter
+        ) in self.net.parameters():  # what is not used would stop DistributedDataParallel
             parameter.requires_grad_(parameter.grad is not None).grad = None
         about, usual = self.net.pretrained_cfg, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        mean, std, usual_mean, usual_std = (torch.tensor(values).view(3, 1, 1) for values in (about["mean"], about["std"], *usual))
+        mean, std, usual_mean, usual_std = (
+            torch.tensor(values).view(3, 1, 1) for values in (about["mean"], about["std"], *usual)
+        )
         self.register_buffer("gain", usual_std / std, persistent=False)
         self.register_buffer("shift", (usual_mean - mean) / std, persistent=False)
         self.train()
@@ -51,7 +61,9 @@ class TimmMaps(FrozenNorms):
         """The network of these options anew; pretrained=True: with timm's weights, which are downloaded once."""
         import timm
 
-        return timm.create_model(self.name, features_only=True, out_indices=(-4, -3, -2, -1), **self.options, **more)
+        return timm.create_model(
+            self.name, features_only=True, out_indices=(-4, -3, -2, -1), **self.options, **more
+        )
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W), normalised by ImageNet's mean and deviation -> four maps (B, D, h, w), the coarsest last."""

@@ -14,7 +14,12 @@ from .resnet import FrozenNorms
 
 WIDTH = 64  # of the first map; all others are multiples of it
 # group -> widths before, within and after its first block, stride, dilation of both 3x3 convolutions, number of further blocks
-GROUPS = {2: (1, 2, 2, 2, (1, 1), 2), 3: (2, 4, 4, 2, (1, 1), 2), 4: (4, 8, 8, 2, (1, 1), 5), 5: (8, 8, 16, 1, (1, 2), 2)}
+GROUPS = {
+    2: (1, 2, 2, 2, (1, 1), 2),
+    3: (2, 4, 4, 2, (1, 1), 2),
+    4: (4, 8, 8, 2, (1, 1), 5),
+    5: (8, 8, 16, 1, (1, 2), 2),
+}
 BOTTLENECKS = {6: (16, 4, 0.3), 7: (32, 4, 0.5)}  # width before, which doubles; dilation; dropout
 
 
@@ -39,7 +44,9 @@ class Block(nn.Module):
         out = self.conv_branch2a(active)
         for branch in self.branches[1:]:
             out = F.relu(getattr(self, f"bn_branch{branch}")(out), inplace=True)
-            out = getattr(self, f"conv_branch{branch}")(F.dropout2d(out, self.dropout, self.training))
+            out = getattr(self, f"conv_branch{branch}")(
+                F.dropout2d(out, self.dropout, self.training)
+            )
         return out + (x if self.conv_branch1 is None else self.conv_branch1(active))
 
 
@@ -53,12 +60,22 @@ class WideResNet38(FrozenNorms, nn.Sequential):
         layers = OrderedDict(conv1a=_conv(3, WIDTH, 3))
         for group, (width, middle, out, stride, (first, second), more) in GROUPS.items():
             for i in range(1 + more):
-                name, shape = (f"b{group}_{i}", (out, 1, second)) if i else (f"b{group}", (width, stride, first))
+                name, shape = (
+                    (f"b{group}_{i}", (out, 1, second))
+                    if i
+                    else (f"b{group}", (width, stride, first))
+                )
                 first_conv = _conv(shape[0] * WIDTH, middle * WIDTH, 3, *shape[1:])
-                layers[name] = Block(first_conv, _conv(middle * WIDTH, out * WIDTH, 3, dilation=second))
+                layers[name] = Block(
+                    first_conv, _conv(middle * WIDTH, out * WIDTH, 3, dilation=second)
+                )
         for group, (width, dilation, dropout) in BOTTLENECKS.items():
             quarter, half, out = (width * WIDTH // 2, width * WIDTH, 2 * width * WIDTH)
-            convs = _conv(half, quarter), _conv(quarter, half, 3, dilation=dilation), _conv(half, out)
+            convs = (
+                _conv(half, quarter),
+                _conv(quarter, half, 3, dilation=dilation),
+                _conv(half, out),
+            )
             layers[f"b{group}"] = Block(*convs, dropout=dropout)
         super().__init__(layers | {"bn7": nn.BatchNorm2d(out)})
         self.frozen = frozen
@@ -101,7 +118,10 @@ class DeepLabV1(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimizer: the head's convolutions take ten times the rate, biases twice the rate and no decay."""
-        groups = [{"params": [], "lr_scale": scale} | ({} if scale in (1, 10) else {"weight_decay": 0.0}) for scale in (1, 2, 10, 20)]
+        groups = [
+            {"params": [], "lr_scale": scale} | ({} if scale in (1, 10) else {"weight_decay": 0.0})
+            for scale in (1, 2, 10, 20)
+        ]
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_new = name.startswith(("conv_fov", "cls_conv"))

@@ -1,12 +1,11 @@
-"""The CAM file: what make_cam.py writes for a picture and every later stage reads.
+"""The CAM file: what make_cam.py writes for an image and every later stage reads.
 
-RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the picture;
+RUN_DIR/cam/NAME.npz holds plain arrays: `keys` (k,) class ids, background (0) first; `size` (2,) height and width of the image;
 `is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the network's own grid, float16; and, if the
 recipe has one, `background`: the strength of the background in place of its own IS-CAM.
 Full-size maps are made on loading: they are sums of these grids, upsampled, and more than 100 times as large.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data.images import MAX_PIXELS
-from data.transforms import strongest
 from errors import InputError, UnreadableError
-from network.prototypes import peak_normalize
+from network.fusion import fuse_scales
+from network.spatial import argmax_resized
 
 from .outputs import SETTINGS, atomic_write, read_json
 
@@ -29,7 +27,7 @@ _MAKE_BOTH = "run make_cam.py --overwrite --maps is_cam cam"
 
 @dataclass(frozen=True)
 class CamFile:
-    """The maps of one picture, background first, in the frame in which the picture is stored."""
+    """The maps of one image, background first, in the frame in which the image is stored."""
 
     path: Path
     keys: np.ndarray  # (k,) int64 class ids
@@ -46,11 +44,11 @@ class CamFile:
 
     def label(self, kind: str) -> np.ndarray:
         """(H, W) uint8 class ids: the strongest of the maps of a kind, its own background map included."""
-        return self.keys.astype(np.uint8)[strongest(self.maps(kind), self.size)]
+        return self.keys.astype(np.uint8)[argmax_resized(self.maps(kind), self.size)]
 
 
 def path_of(run_dir: Path, name: str) -> Path:
-    """Where the CAM file of a picture lies."""
+    """Where the CAM file of an image lies."""
     return run_dir / "cam" / f"{name}.npz"
 
 
@@ -58,47 +56,33 @@ def read_settings(run_dir: Path, class_names: tuple[str, ...]) -> dict[str, Any]
     """How the maps of a run were made. Raises InputError where there are none, or where their classes are not the dataset's."""
     path = run_dir / "cam" / SETTINGS
     if not path.is_file():
-        raise InputError(f"{path}: there are no maps of make_cam.py here; correct --run_dir or run make_cam.py first")
+        raise InputError(
+            f"{path}: there are no maps of make_cam.py here; correct --run_dir or run make_cam.py first"
+        )
     settings = read_json(path)
     maps = settings.get("maps")
     if not maps or not isinstance(maps, list) or any(kind not in KINDS for kind in maps):
         raise InputError(f"{path}: does not name the kinds of map; run make_cam.py --overwrite")
     if settings.get("class_names") != list(class_names):
-        raise InputError(f"{path}: the maps have other classes than the dataset; use the --dataset that they were made with")
+        raise InputError(
+            f"{path}: the maps have other classes than the dataset; use the --dataset that they were made with"
+        )
     return settings
 
 
-def require(run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """`read_settings`, once every picture has a CAM file with maps of this kind. Raises InputError where one has not."""
+def require(
+    run_dir: Path, names: Iterable[str], kind: str, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """`read_settings`, once every image has a CAM file with maps of this kind. Raises InputError where one has not."""
     settings = read_settings(run_dir, class_names)
     if kind not in settings["maps"]:
         raise InputError(f"{run_dir / 'cam'}: holds no {kind} maps; {_MAKE_BOTH}")
-    missing = next((path for path in (path_of(run_dir, name) for name in names) if not path.is_file()), None)
+    missing = next(
+        (path for path in (path_of(run_dir, name) for name in names) if not path.is_file()), None
+    )
     if missing:
         raise InputError(f"{missing}: no such CAM file; run make_cam.py on this list first")
     return settings
-
-
-def fuse(grids: Sequence[torch.Tensor], size: tuple[int, int], normalize: bool, background: float | None = None) -> torch.Tensor:
-    """Bring the maps of all scales to one size and average them.
-
-    grids: (k, h, w) a scale, on any device. Returns (k, H, W) float32; IS-CAMs are then normalised to a maximum of 1 a map,
-    general CAMs are not: their own background already fits them. background: strength of the first map everywhere, if it is given.
-    """
-    device, (height, width) = grids[0].device, size
-    rows = torch.cat([_interpolation(grid.shape[1], height, device) @ grid.float() for grid in grids], 2)
-    columns = torch.cat([_interpolation(grid.shape[2], width, device) for grid in grids], 1)
-    total = rows @ columns.T
-    maps = peak_normalize(total) if normalize else total / len(grids)
-    if background is not None:
-        maps[0] = background
-    return maps
-
-
-@functools.lru_cache(maxsize=32)  # a picture takes eight, of 0.1 MB each in VOC and of 8 MB where a side has 4,000 pixels
-def _interpolation(cells: int, pixels: int, device: torch.device) -> torch.Tensor:
-    """(pixels, cells) the weights of bilinear interpolation along one side (align_corners=False)."""
-    return F.interpolate(torch.eye(cells, device=device)[None], pixels, mode="linear", align_corners=False)[0].T
 
 
 def save(
@@ -111,33 +95,53 @@ def save(
     dtype: type = np.float16,
 ) -> None:
     """Write a CAM file; is_cam and cam: (k, h, w) in [0, 1] a scale."""
-    grids = {f"{kind}_{i}": grid.astype(dtype) for kind, maps in (("is_cam", is_cam), ("cam", cam)) for i, grid in enumerate(maps)}
+    grids = {
+        f"{kind}_{i}": grid.astype(dtype)
+        for kind, maps in (("is_cam", is_cam), ("cam", cam))
+        for i, grid in enumerate(maps)
+    }
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         if background is not None:
             grids["background"] = np.float32(background)
-        np.savez_compressed(file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids)
+        np.savez_compressed(
+            file, keys=np.asarray(keys, np.int64), size=np.asarray(size, np.int64), **grids
+        )
 
 
-def load(path: str | Path, num_classes: int | None = None, size: tuple[int, int] | None = None) -> CamFile:
+def load(
+    path: str | Path, num_classes: int | None = None, size: tuple[int, int] | None = None
+) -> CamFile:
     """Read a CAM file into full-size maps.
 
     Raises UnreadableError for a missing, damaged or foreign file (nothing in it is ever executed, and nothing is unpacked that is larger
-    than its picture), and, where the picture's (H, W) are given, for one of another size; InputError for more classes than num_classes.
+    than its image), and, where the image's (H, W) are given, for one of another size; InputError for more classes than num_classes.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged file open
-            keys, own_size = _read_keys(read_array(arrays, "keys")), tuple(int(side) for side in read_array(arrays, "size"))
+        with (
+            open(path, "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):  # np.load leaves a damaged file open
+            keys, own_size = (
+                _read_keys(read_array(arrays, "keys")),
+                tuple(int(side) for side in read_array(arrays, "size")),
+            )
             maps = {kind: _read_maps(arrays, kind, len(keys), own_size) for kind in KINDS}
     except FileNotFoundError:
-        raise UnreadableError(f"{path}: no such CAM file; run make_cam.py on this list first") from None
+        raise UnreadableError(
+            f"{path}: no such CAM file; run make_cam.py on this list first"
+        ) from None
     except Exception as error:  # a damaged zip or array raises nearly anything
-        raise UnreadableError(f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again") from None
+        raise UnreadableError(
+            f"{path}: not a whole CAM file ({error}); delete it and run make_cam.py again"
+        ) from None
     if num_classes is not None and keys.max() >= num_classes:
-        raise InputError(f"{path}: holds class {keys.max()}, the dataset has 0..{num_classes - 1}; use the --dataset that it was made with")
+        raise InputError(
+            f"{path}: holds class {keys.max()}, the dataset has 0..{num_classes - 1}; use the --dataset that it was made with"
+        )
     if size is not None and own_size != tuple(size):
         raise UnreadableError(
-            f"{path}: is for a picture of {own_size[1]}x{own_size[0]}, the picture has {size[1]}x{size[0]}; "
+            f"{path}: is for an image of {own_size[1]}x{own_size[0]}, the image has {size[1]}x{size[0]}; "
             "delete it and run make_cam.py again"
         )
     return CamFile(path, keys, own_size, **maps)
@@ -148,7 +152,9 @@ def read_array(arrays: np.lib.npyio.NpzFile, name: str, cells: int = 256) -> np.
     member = arrays.zip.getinfo(f"{name}.npy")
     if member.file_size > 8 * cells + 1000:
         raise ValueError(f"its {name} is too large")
-    with arrays.zip.open(member) as file:  # arrays[name] would rather read a member of that very name
+    with arrays.zip.open(
+        member
+    ) as file:  # arrays[name] would rather read a member of that very name
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
@@ -158,13 +164,24 @@ def _read_keys(keys: np.ndarray) -> np.ndarray:
     return keys.astype(np.int64)
 
 
-def _read_maps(arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]) -> np.ndarray | None:
-    names = sorted({name for name in arrays.files if name.rpartition("_")[0] == kind}, key=lambda name: int(name.rpartition("_")[2]))
+def _read_maps(
+    arrays: np.lib.npyio.NpzFile, kind: str, count: int, size: tuple[int, int]
+) -> np.ndarray | None:
+    names = sorted(
+        {name for name in arrays.files if name.rpartition("_")[0] == kind},
+        key=lambda name: int(name.rpartition("_")[2]),
+    )
     fits = count > 1 and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
-    most = count * (size[0] // 2 + 64) * (size[1] // 2 + 64) if fits else 0  # at scale 8 the grid has half the picture's side
+    most = (
+        count * (size[0] // 2 + 64) * (size[1] // 2 + 64) if fits else 0
+    )  # at scale 8 the grid has half the image's side
     grids = [torch.from_numpy(read_array(arrays, name, most)) for name in names]
     if not fits or any(grid.ndim != 3 or len(grid) != count for grid in grids):
         raise ValueError("its arrays do not fit together")
     is_cam = kind == "is_cam"
-    background = float(read_array(arrays, "background")) if is_cam and "background" in arrays else None
-    return fuse(grids, size, normalize=is_cam, background=background).numpy() if grids else None
+    background = (
+        float(read_array(arrays, "background")) if is_cam and "background" in arrays else None
+    )
+    return (
+        fuse_scales(grids, size, normalize=is_cam, background=background).numpy() if grids else None
+    )

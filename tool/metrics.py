@@ -8,20 +8,25 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.images import read_picture
-from data.registry import Entry
+from data.images import read_image
+from data.registry import Sample
 
 from . import visualize
 from .context import Context
-from .outputs import parallel_map, write_json
+from .outputs import write_json
+from .workers import parallel_map
 
 MAX_COUNTED = 2**24  # pixels at a time: OpenCV's counts are float32
-NUM_EXTREMES = 4  # best pictures on a contact sheet, and as many of the worst
+NUM_EXTREMES = 4  # best images on a contact sheet, and as many of the worst
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pixels: truth, prediction (any shape) uint8 class ids -> (K, K) int64, rows are the truth; 255 in either is ignored."""
-    matrix, truth, prediction = np.zeros((num_classes, num_classes), np.int64), truth.ravel(), prediction.ravel()
+    matrix, truth, prediction = (
+        np.zeros((num_classes, num_classes), np.int64),
+        truth.ravel(),
+        prediction.ravel(),
+    )
     for start in range(0, truth.size, MAX_COUNTED):
         pair = [values[start : start + MAX_COUNTED] for values in (truth, prediction)]
         counts = cv2.calcHist(pair, [0, 1], None, [num_classes, num_classes], [0, num_classes] * 2)
@@ -36,7 +41,9 @@ def iou(matrix: np.ndarray) -> np.ndarray:
 
 def _shares_of_union(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     truth, predicted = matrix.sum(1), matrix.sum(0)
-    return np.where(truth > 0, 100 * pixels / np.maximum(truth + predicted - np.diag(matrix), 1), np.nan)
+    return np.where(
+        truth > 0, 100 * pixels / np.maximum(truth + predicted - np.diag(matrix), 1), np.nan
+    )
 
 
 def miou(matrix: np.ndarray) -> float | None:
@@ -51,7 +58,10 @@ def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
     """
 
     def by_class(values: np.ndarray) -> dict[str, float | None]:
-        return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values)}
+        return {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(class_names, values)
+        }
 
     inter = np.diag(matrix)
     return {
@@ -65,16 +75,21 @@ def summary(matrix: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def evaluate(
-    compare: Callable[[Any], tuple[str, dict[str, np.ndarray]]], entries: Sequence[Any], context: Context, num_workers: int
+    compare: Callable[[Any], tuple[str, dict[str, np.ndarray]]],
+    samples: Sequence[Any],
+    context: Context,
+    num_workers: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Compare every entry with its truth: compare(entry) -> (name, a matrix of counts of each kind).
+    """Compare every sample with its truth: compare(sample) -> (name, a matrix of counts of each kind).
 
-    Returns the sum of each kind's matrices and each picture's mIoU of its first kind, over all processes. Pictures without a scored
+    Returns the sum of each kind's matrices and each image's mIoU of its first kind, over all processes. Images without a scored
     pixel have no mIoU.
     """
     totals, scores = {}, {}
-    results = parallel_map(compare, context.shard(entries), num_workers)
-    for name, matrices in tqdm(results, desc="evaluation", unit="picture", disable=not context.is_main):
+    results = parallel_map(compare, context.shard(samples), num_workers)
+    for name, matrices in tqdm(
+        results, desc="evaluation", unit="image", disable=not context.is_main
+    ):
         totals = {kind: totals.get(kind, 0) + matrix for kind, matrix in matrices.items()}
         score = miou(next(iter(matrices.values())))
         if score is not None:
@@ -85,13 +100,23 @@ def evaluate(
     return totals, {name: value for _, part in parts for name, value in part.items()}
 
 
-def print_table(heading: str, columns: dict[str, dict[str, float | None]], more: dict[str, Sequence[float | None]]) -> None:
+def print_table(
+    heading: str,
+    columns: dict[str, dict[str, float | None]],
+    more: dict[str, Sequence[float | None]],
+) -> None:
     """Print one line a class (column title -> class name -> value in percent), and more lines with a value a column."""
     print(f"\n{heading}")
     print(f"{'%':<18}" + "".join(f"{title:>18}" for title in columns))
-    lines = [(name, [column[name] for column in columns.values()]) for name in next(iter(columns.values()))]
+    lines = [
+        (name, [column[name] for column in columns.values()])
+        for name in next(iter(columns.values()))
+    ]
     for line, values in [*lines, *more.items()]:
-        print(f"{line:<18}" + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values))
+        print(
+            f"{line:<18}"
+            + "".join(f"{'-' if value is None else format(value, '.2f'):>18}" for value in values)
+        )
 
 
 def write_report(
@@ -99,23 +124,35 @@ def write_report(
     content: dict[str, Any],
     columns: dict[str, dict[str, float | None]],
     scores: dict[str, float],
-    entries: Iterable[Entry],
-    labels_of: Callable[[Entry], list[np.ndarray]],
+    samples: Iterable[Sample],
+    labels_of: Callable[[Sample], list[np.ndarray]],
     titles: Sequence[str],
 ) -> None:
-    """Write STEM.json, a chart of the columns, and a sheet of the best and worst pictures with labels_of(entry) under these titles."""
-    visualize.bar_chart(columns, f"{content['pictures']} pictures of {Path(content['list']).stem}", Path(f"{stem}.png"))
-    by_name, rows, names = {entry.name: entry for entry in entries}, [], list(next(iter(columns.values())))
+    """Write STEM.json, a chart of the columns, and a sheet of the best and worst images with labels_of(sample) under these titles."""
+    visualize.bar_chart(
+        columns,
+        f"{content['pictures']} images of {Path(content['list']).stem}",
+        Path(f"{stem}.png"),
+    )
+    by_name, rows, names = (
+        {sample.name: sample for sample in samples},
+        [],
+        list(next(iter(columns.values()))),
+    )
     for name in best_and_worst(scores):
-        picture = read_picture(by_name[name].picture, upright=False)
-        overlays = [visualize.overlay(picture, label, names) for label in labels_of(by_name[name])]
-        rows.append((f"{name}\nmIoU {scores[name]:.1f}", [picture, *overlays]))
-    visualize.contact_sheet(rows, ["picture", *titles], Path(f"{stem}_sheet.png"))
+        image = read_image(by_name[name].image, upright=False)
+        overlays = [visualize.overlay(image, label, names) for label in labels_of(by_name[name])]
+        rows.append((f"{name}\nmIoU {scores[name]:.1f}", [image, *overlays]))
+    visualize.contact_sheet(rows, ["image", *titles], Path(f"{stem}_sheet.png"))
     write_json(Path(f"{stem}.json"), content)
     print(f"wrote {stem}.json, {stem.name}.png and {stem.name}_sheet.png")
 
 
 def best_and_worst(scores: dict[str, float]) -> list[str]:
-    """The names of the best and the worst pictures, in order."""
+    """The names of the best and the worst images, in order."""
     ranked = sorted(scores, key=lambda name: (-scores[name], name))
-    return ranked if len(ranked) <= 2 * NUM_EXTREMES else ranked[:NUM_EXTREMES] + ranked[-NUM_EXTREMES:]
+    return (
+        ranked
+        if len(ranked) <= 2 * NUM_EXTREMES
+        else ranked[:NUM_EXTREMES] + ranked[-NUM_EXTREMES:]
+    )

@@ -1,12 +1,10 @@
 """What a stage writes: whole files only, one writer a folder, and one rule for what is already done.
 
 A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date
-if it exists, is not older than the files that it was made from, and its picture has as many bytes as .sizes.json notes.
+if it exists, is not older than the files that it was made from, and its image has as many bytes as .sizes.json notes.
 """
 
-import argparse
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -14,19 +12,13 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
-from data.datasets import Unread
-from data.images import picture_size
-from data.registry import Entries, Entry
-from errors import InputError, SkippedError, UnreadableError
+from errors import InputError
 
 if TYPE_CHECKING:
     from .context import Context
@@ -45,14 +37,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     if path.is_dir():
-        raise InputError(f"{path}: cannot be written (a folder is there); delete it or choose another one")
+        raise InputError(
+            f"{path}: cannot be written (a folder is there); delete it or choose another one"
+        )
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # a folder that a killed command left
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk") from None
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # a folder
         _delete(temporary)
@@ -64,7 +60,9 @@ def make_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -81,7 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no object")
         return content
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it and run the stage that writes it again") from None
+        raise InputError(
+            f"{path}: cannot be read ({error}); delete it and run the stage that writes it again"
+        ) from None
 
 
 def sha256(path: str | Path) -> str:
@@ -90,7 +90,9 @@ def sha256(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); train first or correct the path") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); train first or correct the path"
+        ) from None
 
 
 def is_up_to_date(path: Path, *sources: Path) -> bool:
@@ -102,7 +104,9 @@ def is_up_to_date(path: Path, *sources: Path) -> bool:
         return False
 
 
-def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool) -> None:
+def prepare_output_dir(
+    folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool
+) -> None:
     """Note in FOLDER/settings.json which stage fills the folder and how.
 
     overwrite: delete the results in the folder. Raises InputError for a folder with other settings, and for one that holds files but no
@@ -113,7 +117,9 @@ def prepare_output_dir(folder: Path, stage: str, settings: dict[str, Any], conte
     _look(folder, settings, overwrite)  # somebody else's folder does not even get a lock
     lock(folder / SETTINGS, context)
     context.barrier()
-    is_changed, is_empty = _look(folder, settings, overwrite)  # again, as the lock may have waited for another command's end
+    is_changed, is_empty = _look(
+        folder, settings, overwrite
+    )  # again, as the lock may have waited for another command's end
     context.barrier()  # all have looked before anybody writes or deletes
     if context.is_main and (is_changed or overwrite):
         if overwrite and not is_empty:
@@ -126,13 +132,24 @@ def _look(folder: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool
     """Whether the folder notes other settings than these, and whether it is empty. Raises InputError as `prepare_output_dir` does."""
     path, stage = folder / SETTINGS, settings["made_by"]
     before = read_json(path) if path.is_file() else {}
-    ours = {SETTINGS, SKIPPED} if "made_by" in before else set()  # somebody else's program may have a settings.json, too
-    is_empty = all(file.name in ours or file.suffix == ".tmp" or file.name.startswith(".") for file in folder.iterdir())
+    ours = (
+        {SETTINGS, SKIPPED} if "made_by" in before else set()
+    )  # somebody else's program may have a settings.json, too
+    is_empty = all(
+        file.name in ours or file.suffix == ".tmp" or file.name.startswith(".")
+        for file in folder.iterdir()
+    )
     if before.get("made_by") != stage and not is_empty:
-        raise InputError(f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away")
-    changed = [name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]]
+        raise InputError(
+            f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away"
+        )
+    changed = [
+        name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]
+    ]
     if changed and not is_empty and not overwrite:
-        raise InputError(f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite")
+        raise InputError(
+            f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite"
+        )
     return bool(changed), is_empty
 
 
@@ -143,14 +160,19 @@ def _delete_results(folder: Path) -> None:
             if path.suffix in RESULTS and path.name != SETTINGS:
                 path.unlink()
     except OSError as error:
-        raise InputError(f"{folder}: its files cannot be deleted ({error.strerror}); choose another folder") from None
+        raise InputError(
+            f"{folder}: its files cannot be deleted ({error.strerror}); choose another folder"
+        ) from None
 
 
 def lock(path: Path, context: "Context") -> None:
     """Keep other commands from writing a file and what belongs to it, until this one ends. Raises InputError where one is writing."""
     if not context.is_main:  # the processes of one torchrun share it
         return
-    held, owner = FileLock(path.with_name(f".{path.name}.lock")), path.with_name(f".{path.name}.owner")
+    held, owner = (
+        FileLock(path.with_name(f".{path.name}.lock")),
+        path.with_name(f".{path.name}.owner"),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -166,9 +188,13 @@ def lock(path: Path, context: "Context") -> None:
     except Timeout:
         pid, host, since = _owner(owner)
         who = f"process {pid} on {host}, since {since}"
-        raise InputError(f"{path.parent}: another command writes here ({who}); wait until it ends, or choose another folder") from None
+        raise InputError(
+            f"{path.parent}: another command writes here ({who}); wait until it ends, or choose another folder"
+        ) from None
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot be locked ({error.strerror or error}); choose another folder") from None
+        raise InputError(
+            f"{path.parent}: cannot be locked ({error.strerror or error}); choose another folder"
+        ) from None
 
 
 def _owner(path: Path) -> list[str]:
@@ -183,7 +209,12 @@ def _owner(path: Path) -> list[str]:
 def _is_alive(owner: Path) -> bool:
     """Whether the owner of a lock may still run: False only for a process of this machine that has ended."""
     pid, host, _ = _owner(owner)
-    return not (pid.isdigit() and host == socket.gethostname() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists())
+    return not (
+        pid.isdigit()
+        and host == socket.gethostname()
+        and not Path(f"/proc/{pid}").exists()
+        and Path("/proc/self").exists()
+    )
 
 
 def _delete(path: Path) -> None:
@@ -191,137 +222,13 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class Results:
-    """A folder that a stage fills, picture by picture: what is to do, and which pictures cannot be read.
-
-        results = Results(folder, "make_cam", settings, context, args)
-        todo = results.unfinished(entries, is_done, kilobytes=25)
-        for item in results.readable(loader):
-            ...
-        results.finish()
-
-    args: overwrite, strict. Raises InputError as `prepare_output_dir` does.
-    """
-
-    def __init__(self, folder: Path, stage: str, settings: dict[str, Any], context: "Context", args: argparse.Namespace):
-        prepare_output_dir(folder, stage, settings, context, args.overwrite)
-        self.folder, self.context, self.is_strict = folder, context, args.strict
-        self.skipped: dict[str, str] = {}  # name of a picture -> why
-        self.sizes: dict[str, int] = {}  # name of a picture -> its bytes
-        self.replaced: set[str] = set()  # names of pictures that had other sizes
-
-    def unfinished(self, entries: Entries, is_done: Callable[[Entry], bool], kilobytes: float) -> list[int]:
-        """The indices of this process's share of the pictures that are to do; prints how many there are and the disk space that they need.
-
-        A picture that is replaced is to do, too, also if times do not tell: if it has another size in bytes than at the end of the run
-        that made its result. kilobytes: of the result of one.
-        """
-        context, path = self.context, self.folder / SIZES
-        before = read_json(path) if path.is_file() else {}
-        now = {entry.name: _bytes(entry.picture) for entry in entries}
-        self.sizes = before | now
-        context.barrier()  # all have read it
-        self._write(path, now | before)  # if this run is stopped, the next one sees again what was replaced
-        self.replaced = {name for name, size in now.items() if before.get(name, size) != size}
-        mine = [(i, entries[i]) for i in context.shard(range(len(entries)))]
-        todo = [i for i, entry in mine if entry.name in self.replaced or not is_done(entry)]
-        count = sum(context.all_gather_object(len(todo)))
-        context.print(f"{len(entries)} pictures, {count} of them to do, on {context.device}")
-        check_space(self.folder, count * kilobytes * 1e3, context)
-        return todo
-
-    def readable(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items but those in whose place there is an Unread, which are noted. Raises its InputError with --strict."""
-        for item in items:
-            if not isinstance(item, Unread):
-                yield item
-            elif self.is_strict:
-                raise InputError(item.reason)
-            else:
-                self.skipped[item.entry.name] = item.reason
-
-    def map(self, function: Callable[[Entry], Any], entries: Entries, num_workers: int) -> Iterator[Any]:
-        """`parallel_map`, but pictures for which the function raises UnreadableError are noted and left out."""
-        return self.readable(parallel_map(functools.partial(_attempt, function), entries, num_workers))
-
-    def finish(self) -> None:
-        """Wait for the other processes. Raises SkippedError, once all pictures that could not be read are named, also in skipped.json."""
-        context, path = self.context, self.folder / SKIPPED
-        skipped = {name: reason for part in context.all_gather_object(self.skipped) for name, reason in sorted(part.items())}
-        self._write(self.folder / SIZES, self.sizes | dict.fromkeys(skipped, -1))  # what they show now is in no result
-        if skipped:
-            self._write(path, skipped)
-        elif context.is_main:
-            _delete(path)
-        context.print("".join(f"left out: {reason}\n" for reason in skipped.values()) + f"wrote {self.folder}")
-        if skipped:
-            example = next(iter(skipped.values()))
-            raise SkippedError(f"{path}: lists what cannot be read and is left out ({len(skipped)}); the first: {example}")
-
-    def _write(self, path: Path, content: dict[str, Any]) -> None:
-        if self.context.is_main and not (path.is_file() and read_json(path) == content):
-            write_json(path, content)
-
-
-def _bytes(path: Path) -> int:
-    """The size of a file; -1 if there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _attempt(function: Callable[[Entry], Any], entry: Entry) -> Any:
-    """What a function of a picture returns; an Unread where it raises UnreadableError."""
-    try:
-        return function(entry)
-    except UnreadableError as error:
-        return Unread(entry, str(error))
-
-
-def check_pictures(entries: Entries, num_workers: int, context: "Context") -> None:
-    """Look at the header of every picture. Raises InputError where some cannot be read, once all of them are named."""
-    mine = entries.select(context.shard(range(len(entries))))
-    found = parallel_map(functools.partial(_attempt, _check_header), mine, num_workers)
-    looks = list(tqdm(found, "pictures", len(mine), unit="picture", leave=False, disable=not context.is_main))
-    problems = sorted(look.reason for part in context.all_gather_object([look for look in looks if look]) for look in part)
-    for problem in problems[1:]:
-        context.print(problem)
-    if problems:
-        raise InputError(problems[0] + f" (and {len(problems) - 1} others, see above)" * (len(problems) > 1))
-
-
-def _check_header(entry: Entry) -> None:
-    picture_size(entry.picture)
-
-
 def check_space(folder: Path, needed: float, context: "Context") -> None:
     """Print how many bytes a command will write to a folder, with a warning if the disk has fewer."""
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(
+        next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    ).free
     context.print(f"disk space: about {needed / 1e9:.2g} GB in {folder}")
     if needed > free:
-        context.print(f"warning: {folder}: only {free / 1e9:.2g} GB are free; if the disk gets full, make room and run the same command")
-
-
-class _Calls(TorchDataset):
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]):
-        self.function, self.items = function, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(self.items[index])
-
-
-def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int) -> DataLoader:
-    """Call a function on every item in worker processes (0: in this one); results come as they are ready, in any order.
-
-    A killed worker ends the command with an error, where a multiprocessing pool would wait forever.
-    """
-    workers = min(num_workers, len(items))
-    return DataLoader(_Calls(function, items), batch_size=None, num_workers=workers, collate_fn=_identity, in_order=workers == 0)
-
-
-def _identity(value: Any) -> Any:
-    return value
+        context.print(
+            f"warning: {folder}: only {free / 1e9:.2g} GB are free; if the disk gets full, make room and run the same command"
+        )

@@ -22,11 +22,34 @@ from data.datasets import LabelledCrops, ResumableBatches, TrainingCrops, traini
 from errors import InputError
 
 from . import checkpoint, outputs
-from .context import Context, add_switch, non_negative_float, non_negative_int, parse_stage, positive_int, scale
+from .context import Context
+from .flags import (
+    add_switch,
+    non_negative_float,
+    non_negative_int,
+    parse_stage,
+    positive_int,
+    scale,
+)
+from .results import check_images
 
 # a run resumes only with the flags that it began with; a script adds its own
-KEPT = ("dataset", "weights", "seed", "batch_size", "max_epochs", "crop_size", "lr", "momentum", "wt_dec", "amp")
-LATER_FLAGS = {"backbone": "resnet50", "color_jitter": 0}  # what checkpoints without these flags were trained with
+KEPT = (
+    "dataset",
+    "weights",
+    "seed",
+    "batch_size",
+    "max_epochs",
+    "crop_size",
+    "lr",
+    "momentum",
+    "wt_dec",
+    "amp",
+)
+LATER_FLAGS = {
+    "backbone": "resnet50",
+    "color_jitter": 0,
+}  # what checkpoints without these flags were trained with
 
 
 def add_flags(
@@ -41,35 +64,72 @@ def add_flags(
     """Add the flags that all training scripts share; the numbers are their defaults."""
     published = "; the published numbers have practically none" if momentum < 0.01 else ""
     add = parser.add_argument
-    pictures = "training pictures: a list's name or a text file (default: train_aug of voc, train of coco, all tagged pictures of a folder)"
-    add("--list", "--train_list", help=pictures)
+    images = "training images: a list's name or a text file (default: train_aug of voc, train of coco, all tagged images of a folder)"
+    add("--list", "--train_list", help=images)
     resume = "resume from the last checkpoint; --no-resume starts over (default: resume)"
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
-    add("--seed", type=non_negative_int, default=15, help="seed of weights, order and augmentation (default 15)")
-    add("--batch_size", type=positive_int, default=batch_size, help=f"pictures a step, over all processes (default {batch_size})")
-    add("--max_epochs", "--max_epoches", type=positive_int, default=max_epochs, help=f"passes over the pictures (default {max_epochs})")
-    add("--crop_size", type=positive_int, default=512, help="side of the training crop in pixels, best a multiple of 16 (default 512)")
+    add(
+        "--seed",
+        type=non_negative_int,
+        default=15,
+        help="seed of weights, order and augmentation (default 15)",
+    )
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch_size,
+        help=f"images a step, over all processes (default {batch_size})",
+    )
+    add(
+        "--max_epochs",
+        "--max_epoches",
+        type=positive_int,
+        default=max_epochs,
+        help=f"passes over the images (default {max_epochs})",
+    )
+    add(
+        "--crop_size",
+        type=positive_int,
+        default=512,
+        help="side of the training crop in pixels, best a multiple of 16 (default 512)",
+    )
     add("--lr", type=non_negative_float, default=lr, help=f"{lr_help} (default {lr})")
-    add("--momentum", type=non_negative_float, default=momentum, help=f"SGD's momentum{published} (default {momentum})")
-    add("--wt_dec", type=non_negative_float, default=wt_dec, help=f"weight decay (default {wt_dec})")
-    add_switch(parser, "--compile", "compile the network with torch.compile, which takes minutes at the start and a C++ compiler")
-    add("--save_every", type=non_negative_int, default=500, help="steps between checkpoints within an epoch; 0: none (default 500)")
-    log_every = "steps between scalars in TensorBoard; pictures come every tenth time (default 50)"
+    add(
+        "--momentum",
+        type=non_negative_float,
+        default=momentum,
+        help=f"SGD's momentum{published} (default {momentum})",
+    )
+    add(
+        "--wt_dec", type=non_negative_float, default=wt_dec, help=f"weight decay (default {wt_dec})"
+    )
+    add_switch(
+        parser,
+        "--compile",
+        "compile the network with torch.compile, which takes minutes at the start and a C++ compiler",
+    )
+    add(
+        "--save_every",
+        type=non_negative_int,
+        default=500,
+        help="steps between checkpoints within an epoch; 0: none (default 500)",
+    )
+    log_every = "steps between scalars in TensorBoard; images come every tenth time (default 50)"
     add("--log_every", "--print_freq", type=positive_int, default=50, help=log_every)
 
 
 def add_weights(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add --weights; more: what the script takes besides."""
-    text = (
-        "initial weights of the backbone: imagenet (torchvision's V1, downloaded once) or a file of its state dict in torchvision's layout"
-    )
+    text = "initial weights of the backbone: imagenet (torchvision's V1, downloaded once) or a file of its state dict in torchvision's layout"
     parser.add_argument("--weights", default="imagenet", help=f"{text}{more} (default imagenet)")
 
 
 def add_scale_range(parser: argparse.ArgumentParser, low: float, high: float) -> None:
     """Add --scales of training."""
-    text = f"range of the random factor by which pictures are resized before the crop (default {low} {high})"
-    parser.add_argument("--scales", type=scale, nargs=2, default=[low, high], metavar=("MIN", "MAX"), help=text)
+    text = f"range of the random factor by which images are resized before the crop (default {low} {high})"
+    parser.add_argument(
+        "--scales", type=scale, nargs=2, default=[low, high], metavar=("MIN", "MAX"), help=text
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -82,16 +142,25 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     return args
 
 
-def check_batch(args: argparse.Namespace, pictures: int, processes: int) -> None:
-    """Raise InputError where the pictures do not fill a batch, or the processes cannot share it."""
-    if pictures < args.batch_size:
-        raise InputError(f"--list {args.list}: {pictures} pictures do not fill a batch; use --batch_size {pictures} or less")
+def check_batch(args: argparse.Namespace, images: int, processes: int) -> None:
+    """Raise InputError where the images do not fill a batch, or the processes cannot share it."""
+    if images < args.batch_size:
+        raise InputError(
+            f"--list {args.list}: {images} images do not fill a batch; use --batch_size {images} or less"
+        )
     if args.batch_size % processes:
-        raise InputError(f"--batch_size {args.batch_size}: is not a multiple of the {processes} processes; use one that is")
+        raise InputError(
+            f"--batch_size {args.batch_size}: is not a multiple of the {processes} processes; use one that is"
+        )
 
 
 def make_optimizer(
-    groups: Iterable[Mapping[str, Any]], lr: float, steps: int, momentum: float, weight_decay: float, fused: bool = True
+    groups: Iterable[Mapping[str, Any]],
+    lr: float,
+    steps: int,
+    momentum: float,
+    weight_decay: float,
+    fused: bool = True,
 ) -> tuple[SGD, LRScheduler]:
     """SGD with lr times (1 - step / steps) ** 0.9.
 
@@ -104,17 +173,25 @@ def make_optimizer(
 
 
 def optimizer_step(
-    loss: torch.Tensor, optimizer: SGD, schedule: LRScheduler, scaler: torch.amp.GradScaler, max_norm: float = math.inf
+    loss: torch.Tensor,
+    optimizer: SGD,
+    schedule: LRScheduler,
+    scaler: torch.amp.GradScaler,
+    max_norm: float = math.inf,
 ) -> torch.Tensor:
     """Take one step; returns the gradient's norm before it is clipped to max_norm."""
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_norm)
+    norm = nn.utils.clip_grad_norm_(
+        (p for group in optimizer.param_groups for p in group["params"]), max_norm
+    )
     before = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
-    if scaler.get_scale() >= before:  # otherwise fp16 overflowed and the optimizer skipped this step
+    if (
+        scaler.get_scale() >= before
+    ):  # otherwise fp16 overflowed and the optimizer skipped this step
         schedule.step()
     return norm
 
@@ -130,14 +207,18 @@ class RunFiles(NamedTuple):
     def of(cls, run_dir: Path, name: str) -> "RunFiles":
         """The files of the training called name ("irn", "seg"); of SIPE's own for the empty name."""
         ckpt, logs = run_dir / "ckpt", run_dir / "tensorboard"
-        return cls(ckpt / f"{name or 'final'}.pth", ckpt / f"{name}_last.pth".removeprefix("_"), logs / name)
+        return cls(
+            ckpt / f"{name or 'final'}.pth",
+            ckpt / f"{name}_last.pth".removeprefix("_"),
+            logs / name,
+        )
 
 
 Scalars = dict[str, list[ScalarEvent]]  # name -> its (wall_time, step, value)
 
 
 def read_scalars(logs: Path) -> Scalars:
-    """What a training logged to its folder for TensorBoard, without the pictures; empty where there is nothing."""
+    """What a training logged to its folder for TensorBoard, without the images; empty where there is nothing."""
     if not [*logs.glob("*tfevents*")]:
         return {}
     log = EventAccumulator(str(logs), {"scalars": 0, "images": 1}).Reload()  # 0: all
@@ -147,11 +228,11 @@ def read_scalars(logs: Path) -> Scalars:
 class Trainer:
     """A training from its first step, or from the last checkpoint, to its final checkpoint.
 
-        trainer = Trainer(args, context, files, terms, class_names, len(entries), model, groups)
+        trainer = Trainer(args, context, files, terms, class_names, len(samples), model, groups)
         for batch in trainer.batches(crops):
             out = trainer.network(batch["image"])
             trainer.step(loss(out))
-            trainer.log({"loss": ...}, "picture_name", draw_picture)
+            trainer.log({"loss": ...}, "image_name", draw_image)
         trainer.finish()
 
     Args:
@@ -170,24 +251,43 @@ class Trainer:
         files: RunFiles,
         terms: dict[str, Any],
         class_names: tuple[str, ...],
-        num_pictures: int,
+        num_images: int,
         model: nn.Module,
         groups: Iterable[Mapping[str, Any]],
     ):
-        self.args, self.context, self.files, self.model, self.num_pictures = args, context, files, model, num_pictures
+        self.args, self.context, self.files, self.model, self.num_images = (
+            args,
+            context,
+            files,
+            model,
+            num_images,
+        )
         self.about = {"arguments": terms, "class_names": list(class_names)}
-        self.epoch_steps = num_pictures // args.batch_size
+        self.epoch_steps = num_images // args.batch_size
         self.steps = self.epoch_steps * args.max_epochs
-        self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.amp is torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            context.device.type, enabled=context.amp is torch.float16
+        )
         fused = not self.scaler.is_enabled()
-        self.optimizer, self.schedule = make_optimizer(groups, args.lr, self.steps, args.momentum, args.wt_dec, fused)
-        self.state = {"model": model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        self.optimizer, self.schedule = make_optimizer(
+            groups, args.lr, self.steps, args.momentum, args.wt_dec, fused
+        )
+        self.state = {
+            "model": model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
         self.start = _agree(self._resume(), files.last, context)
         self.current = self.start  # steps done, this one included
         size = sum(value.nbytes for value in model.state_dict().values())
-        outputs.check_space(files.final.parent, 5 * size, context)  # the last one has momentum and is replaced only by a whole one
+        outputs.check_space(
+            files.final.parent, 5 * size, context
+        )  # the last one has momentum and is replaced only by a whole one
         spread = model
-        if context.world_size > 1:  # buffers are BatchNorm's: frozen, SyncBatchNorm's, or rank 0's are saved
+        if (
+            context.world_size > 1
+        ):  # buffers are BatchNorm's: frozen, SyncBatchNorm's, or rank 0's are saved
             is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             keep_buffers = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
             spread = DistributedDataParallel(model, gradient_as_bucket_view=True, **keep_buffers)
@@ -196,7 +296,9 @@ class Trainer:
 
     def _resume(self) -> int:
         """Restore the last checkpoint; returns the steps that are done."""
-        if not self.args.resume and self.context.is_main:  # an earlier training's checkpoints must not pass for this one's
+        if (
+            not self.args.resume and self.context.is_main
+        ):  # an earlier training's checkpoints must not pass for this one's
             self.files.last.unlink(missing_ok=True)
             self.files.final.unlink(missing_ok=True)
         if not self.args.resume or not self.files.last.is_file():
@@ -208,12 +310,16 @@ class Trainer:
             return content["step"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.files.last}: cannot be resumed ({reason}); use --no-resume to start over") from None
+            raise InputError(
+                f"{self.files.last}: cannot be resumed ({reason}); use --no-resume to start over"
+            ) from None
 
     @property
     def plan(self) -> str:
         """The number of steps, the device and the first step, in words."""
-        return f"{self.steps} steps on {self.context.device}" + (f", from step {self.start}" if self.start else "")
+        return f"{self.steps} steps on {self.context.device}" + (
+            f", from step {self.start}" if self.start else ""
+        )
 
     @property
     def epoch_ends(self) -> bool:
@@ -222,22 +328,34 @@ class Trainer:
     def batches(self, crops: TrainingCrops | LabelledCrops) -> Iterator[dict[str, torch.Tensor]]:
         """The remaining batches on the device, under a progress bar; a checkpoint is saved when the loop's body has run.
 
-        Raises InputError before the first one where pictures cannot be read, by their headers.
+        Raises InputError before the first one where images cannot be read, by their headers.
         """
         args, context = self.args, self.context
-        outputs.check_pictures(crops.entries, args.num_workers, context)
+        check_images(crops.samples, args.num_workers, context)
         sampler = ResumableBatches(
-            self.num_pictures, args.batch_size, args.max_epochs, args.seed, self.start, context.rank, context.world_size
+            self.num_images,
+            args.batch_size,
+            args.max_epochs,
+            args.seed,
+            self.start,
+            context.rank,
+            context.world_size,
         )
         loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
-        self.bar = tqdm(loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main)
+        self.bar = tqdm(
+            loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main
+        )
         if context.is_main:
             self.logger = Logger(self.files.logs, self.start + 1)
             context.stack.callback(self.logger, "close")  # also where the training is stopped
         for batch in self.bar:
             self.current += 1
-            torch.manual_seed(hash((args.seed, self.current, context.rank)) % 2**63)  # dropout: each process, step and run its own
-            yield {name: value.to(context.device, non_blocking=True) for name, value in batch.items()}
+            torch.manual_seed(
+                hash((args.seed, self.current, context.rank)) % 2**63
+            )  # dropout: each process, step and run its own
+            yield {
+                name: value.to(context.device, non_blocking=True) for name, value in batch.items()
+            }
             if self.epoch_ends or (args.save_every and self.current % args.save_every == 0):
                 self._save()
 
@@ -245,18 +363,27 @@ class Trainer:
         """Take one step; returns the gradient's norm before it is clipped to max_norm."""
         return optimizer_step(loss, self.optimizer, self.schedule, self.scaler, max_norm)
 
-    def log(self, values: dict[str, torch.Tensor], picture_name: str, picture: Callable[[], np.ndarray]) -> None:
-        """Log the values of a step every --log_every steps, and a picture (H, W, 3) uint8 every tenth time."""
+    def log(
+        self, values: dict[str, torch.Tensor], image_name: str, image: Callable[[], np.ndarray]
+    ) -> None:
+        """Log the values of a step every --log_every steps, and an image (H, W, 3) uint8 every tenth time."""
         if not self.logger or not self._is_due(self.args.log_every):
             return
         elapsed = self.bar.format_dict["elapsed"]
         scalars = {name: value.item() for name, value in values.items()}
-        scalars |= {"lr": self.schedule.get_last_lr()[0], "images/s": (self.current - self.start) * self.args.batch_size / elapsed}
-        self.bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
+        scalars |= {
+            "lr": self.schedule.get_last_lr()[0],
+            "images/s": (self.current - self.start) * self.args.batch_size / elapsed,
+        }
+        self.bar.set_postfix_str(
+            ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        )
         for name, value in scalars.items():
             self.log_scalar(f"train/{name}", value)
         if self._is_due(10 * self.args.log_every):
-            self.logger("add_image", f"train/{picture_name}", picture(), self.current, dataformats="HWC")
+            self.logger(
+                "add_image", f"train/{image_name}", image(), self.current, dataformats="HWC"
+            )
 
     def log_scalar(self, name: str, value: float) -> None:
         if self.logger:
@@ -267,7 +394,9 @@ class Trainer:
 
     def _save(self) -> None:
         if not all(weights.isfinite().all() for weights in self.model.parameters()):
-            raise InputError(f"step {self.current}: the weights are not finite any more; start over (--no-resume) with a smaller --lr")
+            raise InputError(
+                f"step {self.current}: the weights are not finite any more; start over (--no-resume) with a smaller --lr"
+            )
         if self.context.is_main:
             state = {name: part.state_dict() for name, part in self.state.items()}
             checkpoint.save(self.files.last, self.about | {"step": self.current} | state)
@@ -299,7 +428,9 @@ class Logger:
             return call()
         except OSError as error:
             self.writer = None
-            tqdm.write(f"warning: {self.folder}: cannot be written ({error.strerror or error}); the training goes on without TensorBoard")
+            tqdm.write(
+                f"warning: {self.folder}: cannot be written ({error.strerror or error}); the training goes on without TensorBoard"
+            )
 
 
 def _without_traceback(args: threading.ExceptHookArgs) -> None:
@@ -309,11 +440,13 @@ def _without_traceback(args: threading.ExceptHookArgs) -> None:
 
 
 def terms_of(args: argparse.Namespace, flags: Sequence[str], digest: str) -> dict[str, Any]:
-    """What a run keeps to its end: these flags, and the digest of the pictures, labels and classes that it learns from."""
+    """What a run keeps to its end: these flags, and the digest of the images, labels and classes that it learns from."""
     return {name: getattr(args, name) for name in flags} | {"digest": digest}
 
 
-def is_finished(args: argparse.Namespace, files: RunFiles, terms: dict[str, Any], context: Context) -> bool:
+def is_finished(
+    args: argparse.Namespace, files: RunFiles, terms: dict[str, Any], context: Context
+) -> bool:
     """Whether the final checkpoint on these terms exists; then says so.
 
     Raises InputError for one on other terms, and where another command is training it.
@@ -331,7 +464,9 @@ def is_finished(args: argparse.Namespace, files: RunFiles, terms: dict[str, Any]
 def _agree(value: Any, path: Path, context: Context) -> Any:
     """A value that every process found at a path. Raises InputError where they differ: the run folder is not shared, or its copies lag."""
     if len(set(context.all_gather_object(value))) > 1:
-        raise InputError(f"{path}: processes see different checkpoints; use a --run_dir that all machines share, and start again")
+        raise InputError(
+            f"{path}: processes see different checkpoints; use a --run_dir that all machines share, and start again"
+        )
     return value
 
 
@@ -341,7 +476,13 @@ def _read_own(path: Path, terms: dict[str, Any]) -> dict[str, Any]:
     before, terms = LATER_FLAGS | checkpoint.arguments(content), LATER_FLAGS | terms
     changed = [name for name, value in terms.items() if before.get(name) != value]
     if changed:
-        flags = [f"--{name} {before.get(name)} (now {terms[name]})" for name in changed if name != "digest"]
-        reason = ", ".join(flags) or "other pictures, tags, labels or classes"
-        raise InputError(f"{path}: was trained with {reason}; use the same again, another --run_dir, or --no-resume")
+        flags = [
+            f"--{name} {before.get(name)} (now {terms[name]})"
+            for name in changed
+            if name != "digest"
+        ]
+        reason = ", ".join(flags) or "other images, tags, labels or classes"
+        raise InputError(
+            f"{path}: was trained with {reason}; use the same again, another --run_dir, or --no-resume"
+        )
     return content

