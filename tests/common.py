@@ -1,6 +1,7 @@
 """What the tests of the stages share: the table of stages, drawn maps, calls of a script, and ways to stop one."""
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -65,9 +66,16 @@ STAGES = {
         "--lr 0.05",
     ),
     "make_cam": Stage(
-        make_cam, "--device cpu --scales 1.0 0.5", ("ckpt/final.pth",), "cam", (cam_file, "save", 2), "--scales 1.0 --maps is_cam"
+        make_cam,
+        "--device cpu --scales 1.0 0.5",
+        ("ckpt/final.pth",),
+        "cam",
+        (cam_file, "save", 2),
+        "--scales 1.0 --maps is_cam",
     ),
-    "make_ir_labels": Stage(make_ir_labels, "", ("cam",), "ir_label", (label_file, "save", 2), "--map cam"),
+    "make_ir_labels": Stage(
+        make_ir_labels, "", ("cam",), "ir_label", (label_file, "save", 2), "--map cam"
+    ),
     "train_irn": Stage(
         train_irn,
         f"{SMALL} --batch_size 3 --crop_size 80 --max_epochs 2",
@@ -76,9 +84,21 @@ STAGES = {
         (train_irn, "train_step", 1),
         "--scales 0.5 1.0",
     ),
-    "labels_none": Stage(make_seg_labels, "--refine none --label_dir {run}/none", ("cam",), "none", (label_file, "save", 2), "--map cam"),
+    "labels_none": Stage(
+        make_seg_labels,
+        "--refine none --label_dir {run}/none",
+        ("cam",),
+        "none",
+        (label_file, "save", 2),
+        "--map cam",
+    ),
     "labels_crf": Stage(
-        make_seg_labels, "--refine crf --label_dir {run}/crf --save_prob", ("cam",), "crf", (label_file, "save", 2), "--crf_on maps"
+        make_seg_labels,
+        "--refine crf --label_dir {run}/crf --save_prob",
+        ("cam",),
+        "crf",
+        (label_file, "save", 2),
+        "--crf_on maps",
     ),
     "labels_irn": Stage(
         make_seg_labels,
@@ -97,7 +117,12 @@ STAGES = {
         "--class_balance 0.5",
     ),
     "infer_seg": Stage(
-        infer_seg, "--device cpu --scales 1.0 0.5 --save_prob", ("ckpt/seg.pth",), "seg_pred", (label_file, "save", 2), "--scales 1.0"
+        infer_seg,
+        "--device cpu --scales 1.0 0.5 --save_prob",
+        ("ckpt/seg.pth",),
+        "seg_pred",
+        (label_file, "save", 2),
+        "--scales 1.0",
     ),
     "predict": Stage(
         predict,
@@ -110,14 +135,24 @@ STAGES = {
 }
 
 
-def run_stage(name: str, voc: Path, run_dir: Path, weights: Path, *more, num_workers: int = 0) -> str:
+def run_stage(
+    name: str, voc: Path, run_dir: Path, weights: Path, *more, num_workers: int = 0
+) -> str:
     """Run a stage of the table and return what it printed; its network is small enough that one thread computes it."""
-    return call(STAGES[name].script.main, *stage_flags(name, voc, run_dir, weights, num_workers), *more)
+    return call(
+        STAGES[name].script.main, *stage_flags(name, voc, run_dir, weights, num_workers), *more
+    )
 
 
-def stage_flags(name: str, voc: Path, run_dir: Path, weights: Path, num_workers: int = 0) -> list[str]:
+def stage_flags(
+    name: str, voc: Path, run_dir: Path, weights: Path, num_workers: int = 0
+) -> list[str]:
     flags = STAGES[name].flags.format(run=run_dir, voc=voc, weights=weights).split()
-    return flags + (["--num_workers", str(num_workers)] if name == "predict" else data_flags(voc, run_dir, num_workers))
+    return flags + (
+        ["--num_workers", str(num_workers)]
+        if name == "predict"
+        else data_flags(voc, run_dir, num_workers)
+    )
 
 
 def call(main, *arguments) -> str:
@@ -127,8 +162,24 @@ def call(main, *arguments) -> str:
     return printed.getvalue()
 
 
+def load_script(name: str) -> ModuleType:
+    """A script at top level that shares its name with a package."""
+    about = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    script = importlib.util.module_from_spec(about)
+    sys.modules[about.name] = script  # workers look its functions up there
+    about.loader.exec_module(script)
+    return script
+
+
 def data_flags(root: Path, run_dir: Path, num_workers: int = 0) -> list[str]:
-    return ["--dataset_root", str(root), "--run_dir", str(run_dir), "--num_workers", str(num_workers)]
+    return [
+        "--dataset_root",
+        str(root),
+        "--run_dir",
+        str(run_dir),
+        "--num_workers",
+        str(num_workers),
+    ]
 
 
 def write_lines(path: Path, *lines: str) -> Path:
@@ -139,19 +190,28 @@ def write_lines(path: Path, *lines: str) -> Path:
 def write_map_settings(run_dir: Path, kinds: tuple[str, ...] = ("is_cam", "cam")) -> None:
     """The settings.json of drawn maps."""
     about = {"made_by": "make_cam", "checkpoint": "none", "scales": [1.0], "amp": "off"}
-    write_json(run_dir / "cam/settings.json", about | {"maps": sorted(kinds), "class_names": list(VOC_CLASSES)})
+    write_json(
+        run_dir / "cam/settings.json",
+        about | {"maps": sorted(kinds), "class_names": list(VOC_CLASSES)},
+    )
 
 
 def draw_maps(root: Path, run_dir: Path, rotated: tuple[str, ...] = ()) -> Path:
-    """CAM files that know the masks, on a grid of 6x8 cells; those of `rotated` pictures are turned clockwise."""
+    """CAM files that know the masks, on a grid of 6x8 cells; those of `rotated` images are turned clockwise."""
     for name in NAMES:
         mask = np.asarray(Image.open(root / f"SegmentationClass/{name}.png"))
         keys = np.unique(mask)
         foreground = (mask == keys[1:, None, None]).reshape(-1, 6, 8, 8, 8).mean((2, 4))
-        grids = {kind: [np.stack([1 - part.max(0), *part])] for kind, part in (("is_cam", foreground * 0.9), ("cam", foreground * 0.6))}
+        grids = {
+            kind: [np.stack([1 - part.max(0), *part])]
+            for kind, part in (("is_cam", foreground * 0.9), ("cam", foreground * 0.6))
+        }
         size = mask.shape
         if name in rotated:
-            size, grids = size[::-1], {kind: [np.rot90(maps[0], -1, (1, 2))] for kind, maps in grids.items()}
+            size, grids = (
+                size[::-1],
+                {kind: [np.rot90(maps[0], -1, (1, 2))] for kind, maps in grids.items()},
+            )
         cam_file.save(cam_file.path_of(run_dir, name), keys, size, **grids)
     write_map_settings(run_dir)
     return run_dir
@@ -178,14 +238,14 @@ def probability_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return keys, probability
 
 
-def rotate(picture: Path, twin: Path) -> Image.Image:
-    """Store a picture lying on its side, as its EXIF orientation says, and its upright twin in place of another.
+def rotate(image: Path, twin: Path) -> Image.Image:
+    """Store an image lying on its side, as its EXIF orientation says, and its upright twin in place of another.
 
-    PIL goes by what a file holds, so a lossless PNG may be called .jpg. Returns the picture as it is stored.
+    PIL goes by what a file holds, so a lossless PNG may be called .jpg. Returns the image as it is stored.
     """
-    stored, exif = Image.open(picture).convert("RGB"), Image.Exif()
+    stored, exif = Image.open(image).convert("RGB"), Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise shows it upright
-    stored.save(picture, format="PNG", exif=exif)
+    stored.save(image, format="PNG", exif=exif)
     stored.transpose(Image.Transpose.ROTATE_270).save(twin, format="PNG")
     return stored
 
@@ -206,12 +266,20 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
 
 def files_below(folder: Path) -> set[str]:
     """The files below a folder, locks and notes of sizes left out."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def times_below(folder: Path) -> dict[str, int]:
     """When each file below a folder was written, TensorBoard's left out."""
-    return {name: (folder / name).stat().st_mtime_ns for name in files_below(folder) if not name.startswith("tensorboard")}
+    return {
+        name: (folder / name).stat().st_mtime_ns
+        for name in files_below(folder)
+        if not name.startswith("tensorboard")
+    }
 
 
 def bytes_below(folder: Path) -> dict[str, bytes]:
@@ -245,7 +313,9 @@ def kill_once_there(path: Path, script: ModuleType, flags: list) -> None:
     """Start a script in a process of its own, with as many threads as here, and kill it as soon as a file is there."""
     command = [sys.executable, script.__file__, *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while process.poll() is None and not path.exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -268,10 +338,18 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 def in_two_processes(calls: list[list]) -> None:
     """Run stages one after the other as torchrun does, each in two processes that meet at a port of its own; torch is imported once."""
     ports = [socket.create_server(("127.0.0.1", 0)) for _ in calls]
-    todo = [[script.__name__, str(port.getsockname()[1]), *map(str, flags)] for port, (script, *flags) in zip(ports, calls)]
+    todo = [
+        [script.__name__, str(port.getsockname()[1]), *map(str, flags)]
+        for port, (script, *flags) in zip(ports, calls)
+    ]
     for port in ports:
         port.close()
-    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", IN_TWO_PROCESSES, json.dumps(todo)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
         try:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data.annotations import read_classes
-from data.images import read_picture
+from data.images import read_image
 from data.registry import VOC
 from data.transforms import normalize, to_tensor
 from network import wideresnet
@@ -30,14 +30,17 @@ def release_names(name: str) -> list[str]:
     stages = {"conv1.": "0.0.", "bn1.": "0.1.", **{f"layer{i}.": f"{i}.0." for i in range(1, 5)}}
     module, rest = name.split(".", 1)
     if module != "resnet50":
-        return [name, f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}"]
+        return [
+            name,
+            f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}",
+        ]
     stage = next(new + rest[len(old) :] for old, new in stages.items() if rest.startswith(old))
     return [name, f"stage{stage}", f"backbone.{stage}"]
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference numbers, weights and pictures, which lie outside the repository."""
+    """Reference numbers, weights and images, which lie outside the repository."""
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"no reference data at {SHARED}; set SIPE_TEST_DATA to its folder")
     return SHARED
@@ -74,19 +77,22 @@ def release_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def build_tiny_voc(root: Path) -> Path:
-    """Six pictures of 64x48 in VOC's layout: a cat (left) and a dog (right) as coloured boxes, with masks and tags."""
+    """Six images of 64x48 in VOC's layout: a cat (left) and a dog (right) as coloured boxes, with masks and tags."""
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     names = [f"2007_{i:06d}" for i in range(6)]
     for i, name in enumerate(names):
-        picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
         mask = np.zeros((48, 64), np.uint8)
-        objects = {"cat": (8, slice(4, 28), (200, 40, 40)), "dog": (12, slice(36, 60), (40, 40, 200))}
+        objects = {
+            "cat": (8, slice(4, 28), (200, 40, 40)),
+            "dog": (12, slice(36, 60), (40, 40, 200)),
+        }
         for tag in ("cat", "dog")[i % 2 :]:
             class_id, columns, colour = objects[tag]
-            picture[10:40, columns], mask[10:40, columns] = colour, class_id
-        Image.fromarray(picture).save(root / f"JPEGImages/{name}.jpg", quality=95)
+            image[10:40, columns], mask[10:40, columns] = colour, class_id
+        Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95)
         Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
         tags = "".join(f"<object><name>{tag}</name></object>" for tag in ("cat", "dog")[i % 2 :])
         (root / f"Annotations/{name}.xml").write_text(f"<annotation>{tags}</annotation>")
@@ -122,35 +128,55 @@ def narrow_wideresnet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wideresnet, "WIDTH", 16)
 
 
-def untrained_sipe(picture: Path) -> SIPE:
-    """Random weights, less what all cells of a picture have in common, so that its cat and its dog are found somewhere in it."""
+def untrained_sipe(image: Path) -> SIPE:
+    """Random weights, less what all cells of an image have in common, so that its cat and its dog are found somewhere in it."""
     model = SIPE(21)
     model.classifier.weight.data[[i for i in range(20) if i not in (7, 11)]] = 0
     with torch.no_grad():
-        _, *layers = model.resnet50(normalize(to_tensor(read_picture(picture))[None]))
-        for branch, layer in zip((model.side1, model.side2, model.side3, model.side4, model.classifier), (*layers, layers[-1])):
+        _, *layers = model.resnet50(normalize(to_tensor(read_image(image))[None]))
+        for branch, layer in zip(
+            (model.side1, model.side2, model.side3, model.side4, model.classifier),
+            (*layers, layers[-1]),
+        ):
             common = F.normalize(layer.mean((0, 2, 3)), dim=0)
-            branch.weight -= torch.einsum("od,d,e->oe", branch.weight[:, :, 0, 0], common, common)[:, :, None, None]
+            branch.weight -= torch.einsum("od,d,e->oe", branch.weight[:, :, 0, 0], common, common)[
+                :, :, None, None
+            ]
     return model
 
 
 @pytest.fixture(scope="module")
-def checkpoints(fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def checkpoints(
+    fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
     """The same untrained SIPE in our format and in the authors', and an untrained segmentation network; they are large and go away."""
     folder, class_names = tmp_path_factory.mktemp("checkpoints"), list(read_classes(VOC.classes))
     torch.manual_seed(0)
     tensors = untrained_sipe(fixed_voc / "JPEGImages/2007_000000.jpg").state_dict()
-    checkpoint.save(folder / "ours.pth", {"model": tensors, "class_names": class_names, "arguments": {}})
-    checkpoint.save(folder / "authors.pth", {"net": {alias: value for name, value in tensors.items() for alias in release_names(name)}})
-    about = {"class_names": class_names, "arguments": {"network": "deeplabv2_resnet50", "output_stride": 16}}
-    checkpoint.save(folder / "segmentation.pth", {"model": DeepLab("deeplabv2_resnet50", 21, 16).state_dict(), **about})
+    checkpoint.save(
+        folder / "ours.pth", {"model": tensors, "class_names": class_names, "arguments": {}}
+    )
+    checkpoint.save(
+        folder / "authors.pth",
+        {"net": {alias: value for name, value in tensors.items() for alias in release_names(name)}},
+    )
+    about = {
+        "class_names": class_names,
+        "arguments": {"network": "deeplabv2_resnet50", "output_stride": 16},
+    }
+    checkpoint.save(
+        folder / "segmentation.pth",
+        {"model": DeepLab("deeplabv2_resnet50", 21, 16).state_dict(), **about},
+    )
     yield {path.stem: path for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
 
 
 @pytest.fixture(scope="session")
-def chain(fixed_voc: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def chain(
+    fixed_voc: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A run directory in which every stage of tests/common.py has run; from the inter-pixel labels on, they start from drawn maps.
 
     The maps of make_cam.py lie in maps/cam beside it, as drawn ones take their place.

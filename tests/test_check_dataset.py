@@ -21,7 +21,7 @@ SIZE = (24, 16)  # width and height
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """16 pictures, as many as a batch: a cat on each, a dog as well on every fourth, and masks that show them."""
+    """16 images, as many as a batch: a cat on each, a dog as well on every fourth, and masks that show them."""
     root = tmp_path / "own"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
@@ -31,7 +31,11 @@ def own(tmp_path: Path) -> Path:
         Image.new("RGB", SIZE, (10 * i, 0, 0)).save(root / f"images/p_{i:02d}.png")
         Image.fromarray(mask).save(root / f"masks/p_{i:02d}.png")
     write_lines(root / "classes.txt", "cat", "dog")
-    write_lines(root / "tags.csv", "name,classes", *(f"p_{i:02d},cat{';dog' * (i % 4 == 0)}" for i in range(16)))
+    write_lines(
+        root / "tags.csv",
+        "name,classes",
+        *(f"p_{i:02d},cat{';dog' * (i % 4 == 0)}" for i in range(16)),
+    )
     return root
 
 
@@ -45,10 +49,16 @@ def check(root: Path, *flags, num_workers: int = 0) -> tuple[list[str], list[str
             error = str(caught)
     assert (times_below(root), bytes_below(root)) == before
     found = {"worth knowing": [], "to fix": []}
-    for title, count, lines in re.findall(r"^(worth knowing|to fix) \((\d+)\)\n((?:  .*\n)+)", out.getvalue(), re.MULTILINE):
+    for title, count, lines in re.findall(
+        r"^(worth knowing|to fix) \((\d+)\)\n((?:  .*\n)+)", out.getvalue(), re.MULTILINE
+    ):
         found[title] = [line.strip() for line in lines.splitlines()]
         assert int(count) == len(found[title])
-    assert error.startswith(f"{root}: ") == bool(found["to fix"]) == (f"--dataset_root {root}" not in out.getvalue())
+    assert (
+        error.startswith(f"{root}: ")
+        == bool(found["to fix"])
+        == (f"--dataset_root {root}" not in out.getvalue())
+    )
     return *found.values(), out.getvalue()
 
 
@@ -58,7 +68,7 @@ def replace_line(path: Path, number: int, line: str) -> None:
     write_lines(path, *lines)
 
 
-def test_the_report_counts_pictures_tags_sizes_and_masks(own):
+def test_the_report_counts_images_tags_sizes_and_masks(own):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown a quarter turn clockwise, which masks are not
     Image.new("RGB", SIZE, "white").save(own / "images/p_03.png", exif=exif)
@@ -68,10 +78,17 @@ def test_the_report_counts_pictures_tags_sizes_and_masks(own):
         (own / f"masks/p_0{i}.png").unlink()
     notes, problems, printed = check(own)
     assert (notes, problems) == ([], [])
-    for part in ("'folder' dataset, 2 classes", "train on: 16; tags a picture: 1.25", "from 7x5 to 100x5", "masks: 14 "):
+    for part in (
+        "'folder' dataset, 2 classes",
+        "train on: 16; tags an image: 1.25",
+        "from 7x5 to 100x5",
+        "masks: 14 ",
+    ):
         assert part in printed
     assert re.search(r"^cat +16 +14\ndog +4 +4$", printed, re.MULTILINE)
-    assert printed.endswith(f'bash run_folder.sh --dataset_root {own} --recipe plus --with train_resnet50_SIPE "--max_epochs 12"\n')
+    assert printed.endswith(
+        f'bash run_folder.sh --dataset_root {own} --recipe plus --with train_resnet50_SIPE "--max_epochs 12"\n'
+    )
 
 
 def test_worker_processes_report_the_same(own):
@@ -80,13 +97,28 @@ def test_worker_processes_report_the_same(own):
 
 
 SPOILED = {
-    "a truncated picture": (lambda root: os.truncate(root / "images/p_03.png", 60), "images/p_03.png"),
-    "a missing picture": (lambda root: (root / "images/p_03.png").unlink(), "tags.csv, line 5"),
-    "two pictures of one name": (lambda root: Image.new("RGB", SIZE).save(root / "images/p_03.jpg"), "images: p_03.jpg"),
-    "an unknown tag": (lambda root: replace_line(root / "tags.csv", 5, "p_03,cat;cow"), "tags.csv, line 5"),
+    "a truncated image": (
+        lambda root: os.truncate(root / "images/p_03.png", 60),
+        "images/p_03.png",
+    ),
+    "a missing image": (lambda root: (root / "images/p_03.png").unlink(), "tags.csv, line 5"),
+    "two images of one name": (
+        lambda root: Image.new("RGB", SIZE).save(root / "images/p_03.jpg"),
+        "images: p_03.jpg",
+    ),
+    "an unknown tag": (
+        lambda root: replace_line(root / "tags.csv", 5, "p_03,cat;cow"),
+        "tags.csv, line 5",
+    ),
     "no tag table": (lambda root: (root / "tags.csv").unlink(), "tags.csv"),
-    "a mask of another size": (lambda root: Image.new("L", SIZE[::-1]).save(root / "masks/p_03.png"), "masks/p_03.png"),
-    "a mask of another class": (lambda root: Image.new("L", SIZE, 3).save(root / "masks/p_03.png"), "masks/p_03.png"),
+    "a mask of another size": (
+        lambda root: Image.new("L", SIZE[::-1]).save(root / "masks/p_03.png"),
+        "masks/p_03.png",
+    ),
+    "a mask of another class": (
+        lambda root: Image.new("L", SIZE, 3).save(root / "masks/p_03.png"),
+        "masks/p_03.png",
+    ),
 }
 
 
@@ -97,30 +129,55 @@ def test_a_problem_is_listed_once(own, spoil, file):
     assert problem.startswith(f"{own}/{file}") and "; " in problem
 
 
-NOTED: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {  # change, and of each note a part and its end
-    "two pictures without a tag": (
-        lambda root: replace_line(root / "tags.csv", 4, "p_02,") or replace_line(root / "tags.csv", 5, ""),
-        {"pictures not": "(2): p_02, p_03", "masks of none": "(2): p_02, p_03", "batch": "--batch_size 14 or less"},
+NOTED: dict[
+    str, tuple[Callable[[Path], object], dict[str, str]]
+] = {  # change, and of each note a part and its end
+    "two images without a tag": (
+        lambda root: (
+            replace_line(root / "tags.csv", 4, "p_02,") or replace_line(root / "tags.csv", 5, "")
+        ),
+        {
+            "images not": "(2): p_02, p_03",
+            "masks of none": "(2): p_02, p_03",
+            "batch": "--batch_size 14 or less",
+        },
     ),
-    "equal pictures": (
-        lambda root: [shutil.copy(root / "images/p_02.png", root / f"images/p_0{i}.png") for i in (5, 3)],
+    "equal images": (
+        lambda root: [
+            shutil.copy(root / "images/p_02.png", root / f"images/p_0{i}.png") for i in (5, 3)
+        ],
         {"same": "(1): p_02 = p_03 = p_05"},
     ),
     "no masks": (lambda root: shutil.rmtree(root / "masks"), {}),
-    "a picture without a line": (lambda root: Image.new("RGB", SIZE).save(root / "images/new.webp"), {"pictures not": "(1): new"}),
-    "a class without a picture": (lambda root: replace_line(root / "classes.txt", 3, "cow"), {"classes without": "(1): cow"}),
-    "a tag that the mask lacks": (lambda root: replace_line(root / "tags.csv", 3, "p_01,cat;dog"), {"a tag that": "(1): p_01"}),
-    "a class that the tags lack": (lambda root: replace_line(root / "tags.csv", 2, "p_00,cat"), {"a class in": "(1): p_00"}),
-    "many masks without a picture": (
+    "an image without a line": (
+        lambda root: Image.new("RGB", SIZE).save(root / "images/new.webp"),
+        {"images not": "(1): new"},
+    ),
+    "a class without an image": (
+        lambda root: replace_line(root / "classes.txt", 3, "cow"),
+        {"classes without": "(1): cow"},
+    ),
+    "a tag that the mask lacks": (
+        lambda root: replace_line(root / "tags.csv", 3, "p_01,cat;dog"),
+        {"a tag that": "(1): p_01"},
+    ),
+    "a class that the tags lack": (
+        lambda root: replace_line(root / "tags.csv", 2, "p_00,cat"),
+        {"a class in": "(1): p_00"},
+    ),
+    "many masks without an image": (
         lambda root: [Image.new("L", SIZE).save(root / f"masks/m_{i}.png") for i in range(6)],
         {"masks of none": "(6): m_0, m_1, m_2, m_3, m_4, ..."},
     ),
-    "a file of another type": (lambda root: (root / "images/a.txt").touch(), {"type": "(1): images/a.txt"}),
+    "a file of another type": (
+        lambda root: (root / "images/a.txt").touch(),
+        {"type": "(1): images/a.txt"},
+    ),
 }
 
 
 @pytest.mark.parametrize(("change", "expected"), NOTED.values(), ids=NOTED)
-def test_a_note_names_the_pictures_and_is_no_error(own, change, expected):
+def test_a_note_names_the_images_and_is_no_error(own, change, expected):
     change(own)
     notes, problems, _ = check(own)
     assert problems == [] and len(notes) == len(expected)
@@ -131,7 +188,9 @@ def test_a_note_names_the_pictures_and_is_no_error(own, change, expected):
 def test_a_small_batch_is_suggested(tiny_voc):
     notes, _, printed = check(tiny_voc, "--dataset", "voc")
     assert any("classes without" in note and "(18)" in note for note in notes)
-    assert re.search(r"^cat +3 +3$", printed, re.MULTILINE) and re.search(r"^dog +6 +6$", printed, re.MULTILINE)
+    assert re.search(r"^cat +3 +3$", printed, re.MULTILINE) and re.search(
+        r"^dog +6 +6$", printed, re.MULTILINE
+    )
     smaller = ' --with train_resnet50_SIPE "--batch_size 6" --with train_seg "--batch_size 6"'
     assert printed.endswith(f"bash run_voc.sh --dataset_root {tiny_voc}{smaller}\n")
 

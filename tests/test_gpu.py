@@ -15,14 +15,21 @@ from network import deeplab, losses
 from tool.context import check_precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("device", ["cuda"], indirect=True)]
-MODES = {"float32": [], "bf16": ["--amp", "bf16"], "fp16": ["--amp", "fp16"], "compiled": ["--compile"]}
+MODES = {
+    "float32": [],
+    "bf16": ["--amp", "bf16"],
+    "fp16": ["--amp", "fp16"],
+    "compiled": ["--compile"],
+}
 
 
 @pytest.fixture(params=MODES)
 def flags(request, device) -> list[str]:
     """The flags of a device and a precision, without those that a stage does not have."""
     try:
-        check_precision(MODES[request.param][-1] if "--amp" in MODES[request.param] else "off", device)
+        check_precision(
+            MODES[request.param][-1] if "--amp" in MODES[request.param] else "off", device
+        )
     except InputError as error:
         pytest.skip(str(error))
     if request.param == "compiled" and device.type == "cpu":
@@ -33,18 +40,28 @@ def flags(request, device) -> list[str]:
 def run_process(*command: object, **environment: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_every_stage_runs_and_a_second_run_writes_nothing(flags, chain, fixed_voc, tiny_backbone, run_dir):
+def test_every_stage_runs_and_a_second_run_writes_nothing(
+    flags, chain, fixed_voc, tiny_backbone, run_dir
+):
     for name, stage in STAGES.items():
         if "--device" not in stage.flags or (flags[-1] == "--compile" and not stage.is_training):
             continue
         for path in stage.needs:
             if not (run_dir / path).exists():
-                (shutil.copytree if (chain / path).is_dir() else shutil.copy)(chain / path, run_dir / path)
-        command = [stage.script.__file__, *stage_flags(name, fixed_voc, run_dir, tiny_backbone), *flags]
+                (shutil.copytree if (chain / path).is_dir() else shutil.copy)(
+                    chain / path, run_dir / path
+                )
+        command = [
+            stage.script.__file__,
+            *stage_flags(name, fixed_voc, run_dir, tiny_backbone),
+            *flags,
+        ]
         run_process(*command)
         before = times_below(run_dir)
         run_process(*command)
@@ -56,10 +73,24 @@ def test_every_stage_runs_and_a_second_run_writes_nothing(flags, chain, fixed_vo
 @pytest.fixture
 def train_seg(device, fixed_voc, tiny_backbone, run_dir):
     """Makes the command of a training in the folder of a name, with more flags."""
-    more = ["--device", device.type, "--label_dir", fixed_voc / "SegmentationClass", "--batch_size", 2, "--lr", 1e-6]
+    more = [
+        "--device",
+        device.type,
+        "--label_dir",
+        fixed_voc / "SegmentationClass",
+        "--batch_size",
+        2,
+        "--lr",
+        1e-6,
+    ]
 
     def command(name: str, *flags: object) -> list:
-        return [STAGES["train_seg"].script.__file__, *stage_flags("train_seg", fixed_voc, run_dir / name, tiny_backbone), *more, *flags]
+        return [
+            STAGES["train_seg"].script.__file__,
+            *stage_flags("train_seg", fixed_voc, run_dir / name, tiny_backbone),
+            *more,
+            *flags,
+        ]
 
     return command
 
@@ -68,11 +99,16 @@ def assert_same_weights(run_dir: Path, *names: str) -> None:
     """Within rounding: a GPU adds in any order."""
     whole, *others = (weights_of(run_dir / name / "ckpt/seg.pth") for name in names)
     for other in others:
-        assert all((value - other[name]).abs().max() <= 1e-3 * value.abs().max() + 1e-6 for name, value in whole.items())
+        assert all(
+            (value - other[name]).abs().max() <= 1e-3 * value.abs().max() + 1e-6
+            for name, value in whole.items()
+        )
 
 
 def test_a_killed_training_ends_like_a_whole_one(train_seg, run_dir):
-    kill_once_there(run_dir / "killed/ckpt/seg_last.pth", STAGES["train_seg"].script, train_seg("killed")[1:])
+    kill_once_there(
+        run_dir / "killed/ckpt/seg_last.pth", STAGES["train_seg"].script, train_seg("killed")[1:]
+    )
     for name in ("whole", "killed"):
         run_process(*train_seg(name), NVIDIA_TF32_OVERRIDE="0")
     assert_same_weights(run_dir, "whole", "killed")
@@ -85,7 +121,15 @@ def test_two_processes_of_torchrun_train_what_one_does(train_seg, run_dir, devic
     if device.type == "cpu" and flags:
         pytest.skip("SyncBatchNorm is for GPUs")
     run_process(*train_seg("one", *flags), NVIDIA_TF32_OVERRIDE="0")
-    run_process("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *train_seg("two", *flags), NVIDIA_TF32_OVERRIDE="0")
+    run_process(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        *train_seg("two", *flags),
+        NVIDIA_TF32_OVERRIDE="0",
+    )
     assert_same_weights(run_dir, "one", "two")
 
 
@@ -96,7 +140,9 @@ def test_a_step_of_the_segmentation_network_is_that_of_the_cpu(network, device):
     image, label = torch.randn(2, 3, 65, 81), torch.randint(0, 5, (2, 65, 81), dtype=torch.uint8)
     found = []
     for place in (torch.device("cpu"), device):
-        total, count = losses.segmentation_loss(model.to(place)(image.to(place)), label.to(place), torch.ones(5, device=place))
+        total, count = losses.segmentation_loss(
+            model.to(place)(image.to(place)), label.to(place), torch.ones(5, device=place)
+        )
         model.zero_grad()
         (total / count).backward()
         found.append([total.item(), *(p.grad.norm().item() for p in model.parameters())])

@@ -7,25 +7,37 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import NAMES, SIZE, VOC_CLASSES, call, data_flags, draw_maps, files_below, label_of, probability_of, run_stage, weights_of
+from common import (
+    NAMES,
+    SIZE,
+    VOC_CLASSES,
+    call,
+    data_flags,
+    draw_maps,
+    files_below,
+    label_of,
+    probability_of,
+    run_stage,
+    weights_of,
+)
 from PIL import Image
 
 import eval_seg
 import make_seg_labels
 import train_irn
-from data.images import read_picture
+from data.images import read_image
 from data.transforms import normalize, to_tensor
 from errors import InputError
+from network.random_walk import random_walk
 from tool import cam_file, checkpoint, crf
 from tool.inference import load_irn
-from tool.random_walk import random_walk
 
 CROP = 80
 LABELS = ("none", "crf", "seg_label")
 
 
 def tags_of(i: int) -> set[int]:
-    """The class ids of a drawn picture, background included."""
+    """The class ids of a drawn image, background included."""
     return {0, 8, 12} if i % 2 == 0 else {0, 12}
 
 
@@ -46,25 +58,39 @@ class TestTraining:
         content = checkpoint.read(chain / "ckpt/irn.pth")
         assert all(value.isfinite().all() for value in content["model"].values())
         assert content["class_names"] == list(VOC_CLASSES)
-        recorded = {"weights": str(tiny_backbone), "crop_size": CROP, "scales": [0.5, 1.5], "batch_size": 3}
+        recorded = {
+            "weights": str(tiny_backbone),
+            "crop_size": CROP,
+            "scales": [0.5, 1.5],
+            "batch_size": 3,
+        }
         assert recorded.items() <= content["arguments"].items()
         assert files_below(chain / "tensorboard/irn")
 
     def test_the_backbone_keeps_its_weights_and_every_head_learns(self, chain, tiny_backbone):
         after = weights_of(chain / "ckpt/irn.pth")
-        assert all(torch.equal(value, after[f"resnet50.{name}"]) for name, value in torch.load(tiny_backbone, weights_only=True).items())
+        assert all(
+            torch.equal(value, after[f"resnet50.{name}"])
+            for name, value in torch.load(tiny_backbone, weights_only=True).items()
+        )
         torch.manual_seed(15)
         start = train_irn.IRN().state_dict()
-        assert [name for name in after if name.startswith("fc_") and torch.equal(start[name], after[name])] == []
+        assert [
+            name
+            for name in after
+            if name.startswith("fc_") and torch.equal(start[name], after[name])
+        ] == []
 
-    def test_the_mean_displacement_over_the_pictures_is_subtracted(self, chain, fixed_voc):
+    def test_the_mean_displacement_over_the_images_is_subtracted(self, chain, fixed_voc):
         model, crop_size = load_irn(chain / "ckpt/irn.pth")
         model.eval()
         assert crop_size == CROP
         means = []
         for name in NAMES:
             padded = torch.zeros(1, 3, CROP, CROP)
-            padded[:, :, :48, :64] = normalize(to_tensor(read_picture(fixed_voc / f"JPEGImages/{name}.jpg"))[None])
+            padded[:, :, :48, :64] = normalize(
+                to_tensor(read_image(fixed_voc / f"JPEGImages/{name}.jpg"))[None]
+            )
             with torch.no_grad():
                 means.append(model(padded)[1].mean((0, 2, 3)))
         assert torch.stack(means).mean(0).abs().max() < 1e-4
@@ -80,31 +106,62 @@ class TestTraining:
 
 class TestPseudoLabels:
     @pytest.mark.parametrize("folder", LABELS)
-    def test_a_label_holds_tagged_classes_at_the_size_of_the_picture(self, chain, folder):
+    def test_a_label_holds_tagged_classes_at_the_size_of_the_image(self, chain, folder):
         endings = (".png", ".npz") if folder != "none" else (".png",)
-        assert files_below(chain / folder) == {"settings.json", *(f"{name}{ending}" for name in NAMES for ending in endings)}
+        assert files_below(chain / folder) == {
+            "settings.json",
+            *(f"{name}{ending}" for name in NAMES for ending in endings),
+        }
         for i, name in enumerate(NAMES):
             label = label_of(chain / folder, name)
             assert label.shape == SIZE and {0, 12} <= set(np.unique(label)) <= tags_of(i)
             if folder != "none":
                 keys, probability = probability_of(chain / folder, name)
-                assert keys.tolist() == sorted(tags_of(i)) and probability.shape == (len(keys), *SIZE)
+                assert keys.tolist() == sorted(tags_of(i)) and probability.shape == (
+                    len(keys),
+                    *SIZE,
+                )
 
     def test_each_refinement_starts_from_the_maps(self, chain, fixed_voc, tiny_backbone, run_dir):
         shutil.copytree(chain / "cam", run_dir / "cam")
-        run_stage("labels_crf", fixed_voc, run_dir, tiny_backbone, "--crf_on", "maps", "--label_dir", run_dir / "on_maps")
-        run_stage("labels_none", fixed_voc, run_dir, tiny_backbone, "--map", "cam", "--label_dir", run_dir / "general")
+        run_stage(
+            "labels_crf",
+            fixed_voc,
+            run_dir,
+            tiny_backbone,
+            "--crf_on",
+            "maps",
+            "--label_dir",
+            run_dir / "on_maps",
+        )
+        run_stage(
+            "labels_none",
+            fixed_voc,
+            run_dir,
+            tiny_backbone,
+            "--map",
+            "cam",
+            "--label_dir",
+            run_dir / "general",
+        )
         for name in NAMES[:2]:
-            maps, picture = cam_file.load(cam_file.path_of(chain, name)), read_picture(fixed_voc / f"JPEGImages/{name}.jpg")
+            maps, image = (
+                cam_file.load(cam_file.path_of(chain, name)),
+                read_image(fixed_voc / f"JPEGImages/{name}.jpg"),
+            )
             expected = {
                 chain / "none": maps.is_cam,
-                chain / "crf": crf.refine_label(picture, maps.is_cam.argmax(0), len(maps.keys)),
-                run_dir / "on_maps": crf.refine_maps(picture, maps.is_cam),
+                chain / "crf": crf.refine_label(image, maps.is_cam.argmax(0), len(maps.keys)),
+                run_dir / "on_maps": crf.refine_maps(image, maps.is_cam),
                 run_dir / "general": maps.cam,
             }
             for folder, probability in expected.items():
-                assert np.array_equal(label_of(folder, name), maps.keys[probability.argmax(0)]), folder
-            assert not np.array_equal(label_of(run_dir / "general", name), label_of(chain / "none", name))
+                assert np.array_equal(label_of(folder, name), maps.keys[probability.argmax(0)]), (
+                    folder
+                )
+            assert not np.array_equal(
+                label_of(run_dir / "general", name), label_of(chain / "none", name)
+            )
 
     def test_irn_walks_on_its_grid(self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch):
         """Maps at a quarter of the size, to the power 1.5, two steps of the walk, four times as large again, divided by their maximum."""
@@ -116,23 +173,38 @@ class TestPseudoLabels:
         for name in NAMES:
             maps = torch.from_numpy(cam_file.load(cam_file.path_of(run_dir, name)).is_cam)
             quarter = F.interpolate(maps[None], (12, 16), mode="bilinear", align_corners=False)[0]
-            walked = F.interpolate(random_walk(quarter**1.5, edge[0], 5, 3, 1)[None], SIZE, mode="bilinear", align_corners=False)[0]
+            walked = F.interpolate(
+                random_walk(quarter**1.5, edge[0], 5, 3, 1)[None],
+                SIZE,
+                mode="bilinear",
+                align_corners=False,
+            )[0]
             with np.load(run_dir / f"seg_label/{name}.npz") as arrays:
                 np.testing.assert_allclose(arrays["probability"], walked / walked.max(), atol=1e-3)
 
-    def test_the_authors_irn_loads_as_it_is(self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch):
-        """A plain state dict with what else their program keeps in it; it was trained at 512, to which pictures are padded."""
+    def test_the_authors_irn_loads_as_it_is(
+        self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch
+    ):
+        """A plain state dict with what else their program keeps in it; it was trained at 512, to which images are padded."""
         tensors = weights_of(chain / "ckpt/irn.pth")
         draw_maps(fixed_voc, run_dir)
-        torch.save(tensors | {"path_indices0": torch.zeros(4, 2), "mean_shift.running_mean": torch.zeros(2)}, run_dir / "theirs.pth")
+        torch.save(
+            tensors
+            | {"path_indices0": torch.zeros(4, 2), "mean_shift.running_mean": torch.zeros(2)},
+            run_dir / "theirs.pth",
+        )
         model, crop_size = load_irn(run_dir / "theirs.pth")
-        assert crop_size == 512 and all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
+        assert crop_size == 512 and all(
+            torch.equal(tensors[name], value) for name, value in model.state_dict().items()
+        )
 
     def test_labels_of_another_irn_do_not_mix(self, chain, fixed_voc, tiny_backbone, tmp_path):
         content = torch.load(chain / "ckpt/irn.pth", weights_only=True)
         torch.save({"model": content["model"]}, tmp_path / "irn.pth")
         with pytest.raises(InputError, match=str(chain / "seg_label/settings.json")):
-            run_stage("labels_irn", fixed_voc, chain, tiny_backbone, "--irn_ckpt", tmp_path / "irn.pth")
+            run_stage(
+                "labels_irn", fixed_voc, chain, tiny_backbone, "--irn_ckpt", tmp_path / "irn.pth"
+            )
         (tmp_path / "irn.pth").unlink()
 
     def test_maps_of_other_classes_are_refused(self, chain, fixed_voc, tiny_backbone, run_dir):
@@ -143,20 +215,31 @@ class TestPseudoLabels:
             run_stage("labels_none", fixed_voc, run_dir, tiny_backbone)
 
     @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
-    @pytest.mark.parametrize(("name", "num_workers"), [("labels_crf", 2), ("labels_irn", 2), ("make_ir_labels", 1)])
-    def test_any_number_of_workers_makes_the_same_labels(self, name, num_workers, chain, fixed_voc, tiny_backbone, run_dir):
+    @pytest.mark.parametrize(
+        ("name", "num_workers"), [("labels_crf", 2), ("labels_irn", 2), ("make_ir_labels", 1)]
+    )
+    def test_any_number_of_workers_makes_the_same_labels(
+        self, name, num_workers, chain, fixed_voc, tiny_backbone, run_dir
+    ):
         shutil.copytree(chain / "cam", run_dir / "cam")
         irn = ["--irn_ckpt", chain / "ckpt/irn.pth"] if name == "labels_irn" else []
         run_stage(name, fixed_voc, run_dir, tiny_backbone, *irn, num_workers=num_workers)
         folder = {"labels_crf": "crf", "labels_irn": "seg_label"}.get(name, "ir_label")
-        for picture in NAMES:
-            assert np.array_equal(label_of(run_dir / folder, picture), label_of(chain / folder, picture))
+        for image in NAMES:
+            assert np.array_equal(
+                label_of(run_dir / folder, image), label_of(chain / folder, image)
+            )
 
 
-def test_pictures_of_unlike_sizes_walk_together_as_alone():
+def test_images_of_unlike_sizes_walk_together_as_alone():
     rng = np.random.default_rng(0)
-    edges = [torch.from_numpy(rng.random(size, dtype=np.float32)) for size in ((6, 9), (11, 4), (8, 8))]
-    maps = [torch.from_numpy(rng.random((k, *edge.shape), dtype=np.float32)) for k, edge in zip((2, 4, 3), edges)]
+    edges = [
+        torch.from_numpy(rng.random(size, dtype=np.float32)) for size in ((6, 9), (11, 4), (8, 8))
+    ]
+    maps = [
+        torch.from_numpy(rng.random((k, *edge.shape), dtype=np.float32))
+        for k, edge in zip((2, 4, 3), edges)
+    ]
     together = make_seg_labels.walk(edges, maps, beta=2, exp_times=4)
     for edge, one, walked in zip(edges, maps, together):
         (alone,) = make_seg_labels.walk([edge], [one], beta=2, exp_times=4)
@@ -166,12 +249,19 @@ def test_pictures_of_unlike_sizes_walk_together_as_alone():
 
 class TestEvaluation:
     @pytest.mark.parametrize(
-        ("folder", "list_name"), [("crf", "train"), ("seg_label", "train"), ("ir_label", "train"), ("seg_pred", "val")]
+        ("folder", "list_name"),
+        [("crf", "train"), ("seg_label", "train"), ("ir_label", "train"), ("seg_pred", "val")],
     )
-    def test_the_report_says_what_was_measured_on_what(self, folder, list_name, chain, fixed_voc, tmp_path):
+    def test_the_report_says_what_was_measured_on_what(
+        self, folder, list_name, chain, fixed_voc, tmp_path
+    ):
         flags = ["--list", list_name, "--label_dir", chain / folder]
         printed = call(eval_seg.main, *data_flags(fixed_voc, tmp_path), *flags)
-        content, expected, unlabelled = json.loads((tmp_path / f"eval_{folder}.json").read_text()), np.zeros((21, 21), int), 0
+        content, expected, unlabelled = (
+            json.loads((tmp_path / f"eval_{folder}.json").read_text()),
+            np.zeros((21, 21), int),
+            0,
+        )
         for name in NAMES:
             truth, label = truth_of(fixed_voc, name), label_of(chain / folder, name)
             unlabelled += int((label == 255).sum())
@@ -181,9 +271,17 @@ class TestEvaluation:
         assert content["unlabelled"] == pytest.approx(100 * unlabelled / (6 * SIZE[0] * SIZE[1]))
         assert (unlabelled > 0) == (folder == "ir_label")
         for name in VOC_CLASSES:
-            shares = [content[measure][name] for measure in ("iou", "false_positive", "false_negative")]
-            assert (shares == [None] * 3) if name not in ("background", "cat", "dog") else sum(shares) == pytest.approx(100), name
-        assert content["miou"] == pytest.approx(np.mean([value for value in content["iou"].values() if value is not None]))
+            shares = [
+                content[measure][name] for measure in ("iou", "false_positive", "false_negative")
+            ]
+            assert (
+                (shares == [None] * 3)
+                if name not in ("background", "cat", "dog")
+                else sum(shares) == pytest.approx(100)
+            ), name
+        assert content["miou"] == pytest.approx(
+            np.mean([value for value in content["iou"].values() if value is not None])
+        )
         assert f"{content['miou']:.2f}" in printed
         for ending in (".png", "_sheet.png"):
             with Image.open(tmp_path / f"eval_{folder}{ending}") as image:
@@ -195,7 +293,12 @@ class TestEvaluation:
         shutil.copytree(tiny_voc / "SegmentationClass", tmp_path / "labels")
         mask[:10] = 255
         Image.fromarray(mask).save(tiny_voc / f"SegmentationClass/{NAMES[0]}.png")
-        call(eval_seg.main, *data_flags(tiny_voc, tmp_path / "run", num_workers=1), "--label_dir", tmp_path / "labels")
+        call(
+            eval_seg.main,
+            *data_flags(tiny_voc, tmp_path / "run", num_workers=1),
+            "--label_dir",
+            tmp_path / "labels",
+        )
         content = json.loads((tmp_path / "run/eval_labels.json").read_text())
         assert (content["miou"], content["pixel_accuracy"], content["unlabelled"]) == (100, 100, 0)
         assert np.sum(content["confusion"]) == 6 * SIZE[0] * SIZE[1] - 10 * SIZE[1]
@@ -204,7 +307,11 @@ class TestEvaluation:
     def test_labels_that_cannot_be_scored_are_named(self, spoil, fixed_voc, tmp_path):
         shutil.copytree(fixed_voc / "SegmentationClass", tmp_path / "labels")
         path = tmp_path / f"labels/{NAMES[3]}.png"
-        spoilt = {"size": np.zeros((48, 63), np.uint8), "class": np.full(SIZE, 21, np.uint8), "colour": np.zeros((*SIZE, 3), np.uint8)}
+        spoilt = {
+            "size": np.zeros((48, 63), np.uint8),
+            "class": np.full(SIZE, 21, np.uint8),
+            "colour": np.zeros((*SIZE, 3), np.uint8),
+        }
         if spoil in spoilt:
             Image.fromarray(spoilt[spoil]).save(path)
         elif spoil == "gone":
@@ -215,8 +322,15 @@ class TestEvaluation:
             for name in NAMES:
                 Image.fromarray(np.full(SIZE, 255, np.uint8)).save(tmp_path / f"labels/{name}.png")
         with pytest.raises(InputError) as error:
-            call(eval_seg.main, *data_flags(fixed_voc, tmp_path / "run"), "--label_dir", tmp_path / "labels")
-        named = {"folder": str(tmp_path / "labels"), "all 255": "--list train"}.get(spoil, str(path))
+            call(
+                eval_seg.main,
+                *data_flags(fixed_voc, tmp_path / "run"),
+                "--label_dir",
+                tmp_path / "labels",
+            )
+        named = {"folder": str(tmp_path / "labels"), "all 255": "--list train"}.get(
+            spoil, str(path)
+        )
         assert str(error.value).startswith(named)
         assert not files_below(tmp_path / "run")
 
@@ -225,4 +339,9 @@ class TestEvaluation:
         path = tmp_path / "labels/settings.json"
         path.write_text(path.read_text().replace('"dog"', '"wolf"'))
         with pytest.raises(InputError, match=str(path)):
-            call(eval_seg.main, *data_flags(fixed_voc, tmp_path / "run"), "--label_dir", tmp_path / "labels")
+            call(
+                eval_seg.main,
+                *data_flags(fixed_voc, tmp_path / "run"),
+                "--label_dir",
+                tmp_path / "labels",
+            )

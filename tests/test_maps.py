@@ -1,4 +1,4 @@
-"""Training SIPE, localization maps and their scores, on drawn pictures."""
+"""Training SIPE, localization maps and their scores, on drawn images."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ from PIL import Image
 import eval_cam
 import make_cam
 import train_resnet50_SIPE as train
-from data.datasets import Pyramids, by_size, kept_classes
+from data.datasets import MultiscaleImages, batches_by_size, present_classes
 from data.registry import open_dataset
 from errors import InputError
 from network import sipe
@@ -54,24 +54,46 @@ class TestTraining:
         assert content.keys() == {"arguments", "class_names", "model"}
         assert all(value.isfinite().all() for value in content["model"].values())
         assert content["class_names"] == list(VOC_CLASSES)
-        recorded = {"weights": str(tiny_backbone), "max_epochs": 2, "batch_size": 2, "resize_long": [48, 64], "lr": 0.1}
+        recorded = {
+            "weights": str(tiny_backbone),
+            "max_epochs": 2,
+            "batch_size": 2,
+            "resize_long": [48, 64],
+            "lr": 0.1,
+        }
         assert recorded.items() <= content["arguments"].items()
         assert files_below(chain / "tensorboard")
 
-    def test_a_pretrained_backbone_keeps_its_lower_layers_and_statistics(self, chain, tiny_backbone):
+    def test_a_pretrained_backbone_keeps_its_lower_layers_and_statistics(
+        self, chain, tiny_backbone
+    ):
         after = weights_of(chain / "ckpt/final.pth")
         for name, value in torch.load(tiny_backbone, weights_only=True).items():
-            frozen = name.startswith(("conv1.", "bn1.", "layer1.", "layer2.")) or "running_" in name or "num_batches" in name
+            frozen = (
+                name.startswith(("conv1.", "bn1.", "layer1.", "layer2."))
+                or "running_" in name
+                or "num_batches" in name
+            )
             assert torch.equal(value, after[f"resnet50.{name}"]) == frozen, name
 
     def test_from_scratch_every_layer_and_the_statistics_learn(self, fixed_voc, run_dir):
         run_stage("train_sipe", fixed_voc, run_dir, "none", "--batch_size", 6, "--max_epochs", 1)
         torch.manual_seed(15)
         before, after = (
-            train.build_model(argparse.Namespace(weights="none", backbone="resnet50", recipe="sipe"), len(VOC_CLASSES)).state_dict(),
+            train.build_model(
+                argparse.Namespace(weights="none", backbone="resnet50", recipe="sipe"),
+                len(VOC_CLASSES),
+            ).state_dict(),
             weights_of(run_dir / "ckpt/final.pth"),
         )
-        for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var", "layer1.0.bn1.running_mean", "layer4.2.bn3.bias"):
+        for name in (
+            "conv1.weight",
+            "bn1.weight",
+            "bn1.running_mean",
+            "bn1.running_var",
+            "layer1.0.bn1.running_mean",
+            "layer4.2.bn3.bias",
+        ):
             assert not torch.equal(before[f"resnet50.{name}"], after[f"resnet50.{name}"]), name
         assert after["resnet50.bn1.num_batches_tracked"] == 1
 
@@ -81,14 +103,18 @@ class TestTraining:
         ours, theirs = (weights_of(folder / "ckpt/final.pth") for folder in (run_dir, chain))
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
-    def test_every_mask_of_the_validation_is_there_before_the_first_step(self, tiny_voc, tiny_backbone, run_dir):
+    def test_every_mask_of_the_validation_is_there_before_the_first_step(
+        self, tiny_voc, tiny_backbone, run_dir
+    ):
         mask = tiny_voc / f"SegmentationClass/{NAMES[5]}.png"
         mask.unlink()
         with pytest.raises(InputError, match=str(mask)):
             run_stage("train_sipe", tiny_voc, run_dir, tiny_backbone, "--val_list", "val")
         assert not list((run_dir / "ckpt").glob("*.pth"))
 
-    def test_the_checkpoint_names_a_recipe_but_the_published_one(self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch):
+    def test_the_checkpoint_names_a_recipe_but_the_published_one(
+        self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch
+    ):
         assert "recipe" not in checkpoint.read(chain / "ckpt/final.pth")["arguments"]
         path = run_dir / "ckpt/final.pth"
         path.parent.mkdir(parents=True)
@@ -98,9 +124,14 @@ class TestTraining:
         content, before = checkpoint.read(path), checkpoint.read(chain / "ckpt/final.pth")
         assert content["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"
         dataset = open_dataset("voc", fixed_voc)
-        prototypes, seen = content["model"].pop("class_prototypes"), dataset.labels(dataset.entries("train_aug")).any(0)
+        prototypes, seen = (
+            content["model"].pop("class_prototypes"),
+            dataset.labels(dataset.samples("train_aug")).any(0),
+        )
         assert prototypes[seen].any(1).all() and not prototypes[~seen].any()
-        assert all(torch.equal(value, before["model"][name]) for name, value in content["model"].items())
+        assert all(
+            torch.equal(value, before["model"][name]) for name, value in content["model"].items()
+        )
         written = path.read_bytes()
         with pytest.raises(InputError, match=f"^{path}: "):
             run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone)
@@ -135,9 +166,21 @@ class TestBackbones:
         assert_same_results(run_dir / "stopped/ckpt/final.pth", run_dir / "ckpt/final.pth")
         for stage in ("make_cam", "labels_crf"):
             run_stage(stage, fixed_voc, run_dir, Path())
-        run_stage("predict", fixed_voc, run_dir, Path(), "--ckpt", run_dir / "ckpt/final.pth", "--tags", "cat", "dog")
+        run_stage(
+            "predict",
+            fixed_voc,
+            run_dir,
+            Path(),
+            "--ckpt",
+            run_dir / "ckpt/final.pth",
+            "--tags",
+            "cat",
+            "dog",
+        )
         assert cam_file.load(cam_file.path_of(run_dir, NAMES[0])).is_cam.shape == (3, *SIZE)
-        assert all(label_of(run_dir / folder, NAMES[0]).shape == SIZE for folder in ("crf", "predictions"))
+        assert all(
+            label_of(run_dir / folder, NAMES[0]).shape == SIZE for folder in ("crf", "predictions")
+        )
 
     def test_another_backbone_takes_a_class_and_a_line(self, fixed_voc, run_dir, monkeypatch):
         """docs/architecture.md, "Where to add"."""
@@ -157,53 +200,97 @@ class TestBackbones:
 
 
 class TestLocalization:
-    def test_a_file_holds_the_tagged_classes_at_the_size_of_the_picture(self, chain):
-        assert files_below(chain / "maps/cam") == {"settings.json", *(f"{name}.npz" for name in NAMES)}
+    def test_a_file_holds_the_tagged_classes_at_the_size_of_the_image(self, chain):
+        assert files_below(chain / "maps/cam") == {
+            "settings.json",
+            *(f"{name}.npz" for name in NAMES),
+        }
         for i, name in enumerate(NAMES):
             maps = cam_file.load(cam_file.path_of(chain / "maps", name))
             assert maps.keys.tolist() == ([0, 8, 12] if i % 2 == 0 else [0, 12])
             assert maps.size == SIZE
             assert maps.is_cam.shape == maps.cam.shape == (len(maps.keys), *SIZE)
-            assert 0 <= min(maps.is_cam.min(), maps.cam.min()) <= max(maps.is_cam.max(), maps.cam.max()) <= 1
+            assert (
+                0
+                <= min(maps.is_cam.min(), maps.cam.min())
+                <= max(maps.is_cam.max(), maps.cam.max())
+                <= 1
+            )
 
-    def test_pictures_of_one_size_in_a_batch_get_the_maps_that_each_gets_alone(self, checkpoints, tiny_voc):
+    def test_images_of_one_size_in_a_batch_get_the_maps_that_each_gets_alone(
+        self, checkpoints, tiny_voc
+    ):
         """Three sizes, one of them larger than the others by EXIF's turn alone."""
         for name, size in ((NAMES[1], (48, 64)), (NAMES[4], (80, 32))):
-            Image.open(tiny_voc / f"JPEGImages/{name}.jpg").resize(size).save(tiny_voc / f"JPEGImages/{name}.jpg")
+            Image.open(tiny_voc / f"JPEGImages/{name}.jpg").resize(size).save(
+                tiny_voc / f"JPEGImages/{name}.jpg"
+            )
         rotate(*(tiny_voc / f"JPEGImages/{name}.jpg" for name in (NAMES[0], NAMES[2])))
         dataset, scales = open_dataset("voc", tiny_voc), (0.5, 1.5, 1.0)
-        entries = dataset.entries("train")
-        model, context = load_network(checkpoints["ours"], dataset.class_names)[0].eval(), Context(torch.device("cpu"))
-        batches = list(by_size(list(Pyramids(entries, dataset.labels(entries), scales)), 4))
-        assert sorted([item.index for item in batch] for batch in batches) == [[0, 1, 2], [3, 5], [4]]
+        samples = dataset.samples("train")
+        model, context = (
+            load_network(checkpoints["ours"], dataset.class_names)[0].eval(),
+            Context(torch.device("cpu")),
+        )
+        batches = list(
+            batches_by_size(list(MultiscaleImages(samples, dataset.labels(samples), scales)), 4)
+        )
+        assert sorted([item.index for item in batch] for batch in batches) == [
+            [0, 1, 2],
+            [3, 5],
+            [4],
+        ]
         for batch in batches:
             for item, (keys, maps) in zip(batch, multiscale_cams(model, batch, context)):
                 ((own_keys, own_maps),) = multiscale_cams(model, [item], context)
-                assert np.array_equal(keys, own_keys) and keys.tolist() == kept_classes(item.label).tolist()
+                assert (
+                    np.array_equal(keys, own_keys)
+                    and keys.tolist() == present_classes(item.label).tolist()
+                )
                 for kind in cam_file.KINDS:
-                    sizes = [tuple(-(-round(scale * side) // 16) for side in item.size) for scale in scales]
-                    assert [tuple(grid.shape) for grid in maps[kind]] == [(len(keys), *size) for size in sizes]
+                    sizes = [
+                        tuple(-(-round(scale * side) // 16) for side in item.size)
+                        for scale in scales
+                    ]
+                    assert [tuple(grid.shape) for grid in maps[kind]] == [
+                        (len(keys), *size) for size in sizes
+                    ]
                     for grid, own_grid in zip(maps[kind], own_maps[kind]):
                         torch.testing.assert_close(grid, own_grid, atol=1e-6, rtol=0)
 
-    def test_batches_are_no_part_of_how_maps_are_made(self, checkpoints, fixed_voc, tiny_backbone, tmp_path):
+    def test_batches_are_no_part_of_how_maps_are_made(
+        self, checkpoints, fixed_voc, tiny_backbone, tmp_path
+    ):
         two = ["--list", write_lines(tmp_path / "two.txt", *NAMES[:2])]
         ckpt = ["--ckpt", checkpoints["ours"]]
         run_stage("make_cam", fixed_voc, tmp_path / "batches", tiny_backbone, *ckpt, *two)
-        assert "6 pictures, 4 of them to do" in run_stage(
+        assert "6 images, 4 of them to do" in run_stage(
             "make_cam", fixed_voc, tmp_path / "batches", tiny_backbone, *ckpt, "--batch_size", 4
         )
         run_stage("make_cam", fixed_voc, tmp_path / "alone", tiny_backbone, *ckpt)
         for name in NAMES:
-            ours, theirs = (np.load(cam_file.path_of(tmp_path / where, name), allow_pickle=False) for where in ("batches", "alone"))
+            ours, theirs = (
+                np.load(cam_file.path_of(tmp_path / where, name), allow_pickle=False)
+                for where in ("batches", "alone")
+            )
             assert ours.files == theirs.files
             for array in ours.files:
                 np.testing.assert_allclose(ours[array], theirs[array], atol=1e-3)  # float16
 
-    def test_a_recipe_makes_other_is_cams_of_the_same_checkpoint(self, chain, fixed_voc, tiny_backbone, run_dir):
+    def test_a_recipe_makes_other_is_cams_of_the_same_checkpoint(
+        self, chain, fixed_voc, tiny_backbone, run_dir
+    ):
         path, plus = run_dir / "ckpt/final.pth", ["--recipe", "plus"]
         with pytest.raises(InputError, match=f"^{chain / 'ckpt/final.pth'}: .*prototypes"):
-            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--ckpt", chain / "ckpt/final.pth", *plus)
+            run_stage(
+                "make_cam",
+                fixed_voc,
+                run_dir,
+                tiny_backbone,
+                "--ckpt",
+                chain / "ckpt/final.pth",
+                *plus,
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(chain / "ckpt/final.pth", path)
         run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, *plus)
@@ -213,40 +300,77 @@ class TestLocalization:
         content = json.loads(settings.read_text())
         assert content.pop("recipe") == "sipe"
         settings.write_text(json.dumps(content))  # as before there were recipes
-        assert "6 pictures, 0 of them to do" in run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, *published_way)
+        assert "6 images, 0 of them to do" in run_stage(
+            "make_cam", fixed_voc, run_dir, tiny_backbone, *published_way
+        )
         published = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
         with pytest.raises(InputError, match=f"^{settings}: .*recipe"):
             run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
-        for scales, background in (([0.5, 1.5], RECIPES["plus"].enlarged_background), ([1.0, 0.5], RECIPES["plus"].background)):
-            run_stage("make_cam", fixed_voc, run_dir, tiny_backbone, "--overwrite", "--scales", *scales)
+        for scales, background in (
+            ([0.5, 1.5], RECIPES["plus"].enlarged_background),
+            ([1.0, 0.5], RECIPES["plus"].background),
+        ):
+            run_stage(
+                "make_cam", fixed_voc, run_dir, tiny_backbone, "--overwrite", "--scales", *scales
+            )
             found = cam_file.load(cam_file.path_of(run_dir, NAMES[0]))
             assert (found.is_cam[0] == np.float32(background)).all()
             predict = ["--ckpt", path, "--tags", "cat", "dog", "--scales", *scales, "--overwrite"]
             run_stage("predict", fixed_voc, run_dir, tiny_backbone, *predict)
-            assert np.array_equal(label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam"))
-        assert np.array_equal(found.cam, published.cam) and not np.array_equal(found.is_cam, published.is_cam)
+            assert np.array_equal(
+                label_of(run_dir / "predictions", NAMES[0]), found.label("is_cam")
+            )
+        assert np.array_equal(found.cam, published.cam) and not np.array_equal(
+            found.is_cam, published.is_cam
+        )
 
     def test_only_the_wanted_maps_are_kept(self, chain, fixed_voc, tiny_backbone, tmp_path):
-        flags = ["--ckpt", chain / "ckpt/final.pth", "--list", write_lines(tmp_path / "one.txt", NAMES[0]), "--maps", "is_cam"]
+        flags = [
+            "--ckpt",
+            chain / "ckpt/final.pth",
+            "--list",
+            write_lines(tmp_path / "one.txt", NAMES[0]),
+            "--maps",
+            "is_cam",
+        ]
         run_stage("make_cam", fixed_voc, tmp_path / "run", tiny_backbone, *flags)
         with np.load(cam_file.path_of(tmp_path / "run", NAMES[0]), allow_pickle=False) as arrays:
             assert sorted(arrays.files) == ["is_cam_0", "is_cam_1", "keys", "size"]
-        call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run"), "--list", tmp_path / "one.txt")
+        call(
+            eval_cam.main, *data_flags(fixed_voc, tmp_path / "run"), "--list", tmp_path / "one.txt"
+        )
         assert "cam" not in json.loads((tmp_path / "run/eval_cam.json").read_text())
 
     @pytest.mark.parametrize("kind", ["ours", "authors"])
-    def test_a_checkpoint_for_other_classes_is_refused(self, kind, checkpoints, fixed_voc, tmp_path):
+    def test_a_checkpoint_for_other_classes_is_refused(
+        self, kind, checkpoints, fixed_voc, tmp_path
+    ):
         shutil.copytree(fixed_voc / "JPEGImages", tmp_path / "folder/images")
         write_lines(tmp_path / "folder/classes.txt", "cat", "dog")
         write_lines(tmp_path / "folder/tags.csv", *(f"{name},dog" for name in NAMES))
-        flags = ["--dataset", "folder", *data_flags(tmp_path / "folder", tmp_path / "run"), "--device", "cpu"]
+        flags = [
+            "--dataset",
+            "folder",
+            *data_flags(tmp_path / "folder", tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
         with pytest.raises(InputError, match=str(checkpoints[kind])):
             call(make_cam.main, *flags, "--ckpt", checkpoints[kind])
         assert not (tmp_path / "run").exists()
 
-    def test_a_segmentation_network_is_refused(self, checkpoints, fixed_voc, tiny_backbone, tmp_path):
+    def test_a_segmentation_network_is_refused(
+        self, checkpoints, fixed_voc, tiny_backbone, tmp_path
+    ):
         with pytest.raises(InputError, match=str(checkpoints["segmentation"])):
-            run_stage("make_cam", fixed_voc, tmp_path / "run", tiny_backbone, "--ckpt", checkpoints["segmentation"])
+            run_stage(
+                "make_cam",
+                fixed_voc,
+                tmp_path / "run",
+                tiny_backbone,
+                "--ckpt",
+                checkpoints["segmentation"],
+            )
 
 
 class TestEvaluation:
@@ -257,30 +381,52 @@ class TestEvaluation:
             matrix, expected = np.array(content[kind]["confusion"]), np.zeros((21, 21), int)
             for name in NAMES:
                 label = cam_file.load(cam_file.path_of(chain / "maps", name)).label(kind)
-                np.add.at(expected, (np.asarray(Image.open(fixed_voc / f"SegmentationClass/{name}.png")), label), 1)
+                np.add.at(
+                    expected,
+                    (np.asarray(Image.open(fixed_voc / f"SegmentationClass/{name}.png")), label),
+                    1,
+                )
             assert np.array_equal(matrix, expected)
             scored = {name: iou for name, iou in content[kind]["iou"].items() if iou is not None}
-            assert list(content[kind]["iou"]) == list(VOC_CLASSES) and scored.keys() == {"background", "cat", "dog"}
+            assert list(content[kind]["iou"]) == list(VOC_CLASSES) and scored.keys() == {
+                "background",
+                "cat",
+                "dog",
+            }
             assert content[kind]["miou"] == pytest.approx(sum(scored.values()) / 3)
             assert f"{content[kind]['miou']:.2f}" in printed
 
-    def test_the_threshold_sweep_scores_the_general_cam_over_fixed_backgrounds(self, report, chain, fixed_voc):
+    def test_the_threshold_sweep_scores_the_general_cam_over_fixed_backgrounds(
+        self, report, chain, fixed_voc
+    ):
         sweep = report[2]["cam_background_threshold_percent_tuned_on_ground_truth"]
         assert [int(threshold) for threshold in sweep] == list(range(5, 65, 5))
         hits = []
         for name in NAMES:
-            maps, truth = cam_file.load(cam_file.path_of(chain / "maps", name)), Image.open(fixed_voc / f"SegmentationClass/{name}.png")
+            maps, truth = (
+                cam_file.load(cam_file.path_of(chain / "maps", name)),
+                Image.open(fixed_voc / f"SegmentationClass/{name}.png"),
+            )
             label = np.where(maps.cam[1:].max(0) > 0.4, maps.keys[1:][maps.cam[1:].argmax(0)], 0)
             hits.append((np.asarray(truth), label))
         truth, label = (np.stack(parts) for parts in zip(*hits))
-        ious = [(truth == label)[truth == k].sum() / ((truth == k) | (label == k)).sum() for k in (0, 8, 12)]
+        ious = [
+            (truth == label)[truth == k].sum() / ((truth == k) | (label == k)).sum()
+            for k in (0, 8, 12)
+        ]
         assert sweep["40"] == pytest.approx(100 * np.mean(ious))
 
     def test_perfect_maps_score_a_hundred(self, fixed_voc, tmp_path):
         for name in NAMES:
             mask = np.asarray(Image.open(fixed_voc / f"SegmentationClass/{name}.png"))
             maps = (mask == np.unique(mask)[:, None, None]).astype(np.float32)
-            cam_file.save(cam_file.path_of(tmp_path / "run", name), np.unique(mask), mask.shape, is_cam=[maps], cam=[maps])
+            cam_file.save(
+                cam_file.path_of(tmp_path / "run", name),
+                np.unique(mask),
+                mask.shape,
+                is_cam=[maps],
+                cam=[maps],
+            )
         write_map_settings(tmp_path / "run")
         call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run"))
         content = json.loads((tmp_path / "run/eval_cam.json").read_text())
@@ -288,10 +434,19 @@ class TestEvaluation:
 
     def test_a_mask_of_nothing_but_255_counts_for_nothing(self, chain, tiny_voc, tmp_path):
         shutil.copytree(chain / "cam", tmp_path / "run/cam")
-        flags = [*data_flags(tiny_voc, tmp_path / "run"), "--list", write_lines(tmp_path / "list.txt", *NAMES[:2])]
-        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(tiny_voc / f"SegmentationClass/{NAMES[0]}.png")
+        flags = [
+            *data_flags(tiny_voc, tmp_path / "run"),
+            "--list",
+            write_lines(tmp_path / "list.txt", *NAMES[:2]),
+        ]
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(
+            tiny_voc / f"SegmentationClass/{NAMES[0]}.png"
+        )
         call(eval_cam.main, *flags)
-        assert np.sum(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"]) == SIZE[0] * SIZE[1]
+        assert (
+            np.sum(json.loads((tmp_path / "run/eval_cam.json").read_text())["is_cam"]["confusion"])
+            == SIZE[0] * SIZE[1]
+        )
         write_lines(tmp_path / "list.txt", NAMES[0])
         with pytest.raises(InputError, match=r"list\.txt"):
             call(eval_cam.main, *flags)
@@ -299,7 +454,9 @@ class TestEvaluation:
     @pytest.mark.parametrize("spoilt", ["cam/{}.npz", "SegmentationClass/{}.png"])
     def test_a_missing_map_or_mask_is_named(self, spoilt, chain, tiny_voc, tmp_path):
         shutil.copytree(chain / "cam", tmp_path / "run/cam")
-        path = (tmp_path / "run" if spoilt.startswith("cam") else tiny_voc) / spoilt.format(NAMES[3])
+        path = (tmp_path / "run" if spoilt.startswith("cam") else tiny_voc) / spoilt.format(
+            NAMES[3]
+        )
         path.unlink()
         with pytest.raises(InputError, match=str(path)):
             call(eval_cam.main, *data_flags(tiny_voc, tmp_path / "run"))

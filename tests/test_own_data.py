@@ -1,4 +1,4 @@
-"""A person's own pictures through the chain: names as people give them, tables as spreadsheets write them."""
+"""A person's own images through the chain: names as people give them, tables as spreadsheets write them."""
 
 import shutil
 import unicodedata
@@ -48,22 +48,48 @@ NAMED = {
     "{}": ("{}.tif", "{}"),
 }
 UNMASKED = "v1.5"
-TRAIN = ["--device", "cpu", "--batch_size", 6, "--crop_size", 32, "--resize_long", 32, 48, "--max_epochs", 1]
+TRAIN = [
+    "--device",
+    "cpu",
+    "--batch_size",
+    6,
+    "--crop_size",
+    32,
+    "--resize_long",
+    32,
+    48,
+    "--max_epochs",
+    1,
+]
 MAP = ["--device", "cpu", "--scales", 0.5]
-SEGMENT = ["--network", "deeplabv2_resnet50", "--output_stride", 16, "--crop_size", 32, "--max_epochs", 1, "--lr", 1e-6]
+SEGMENT = [
+    "--network",
+    "deeplabv2_resnet50",
+    "--output_stride",
+    16,
+    "--crop_size",
+    32,
+    "--max_epochs",
+    1,
+    "--lr",
+    1e-6,
+]
 
 
 def draw(root: Path) -> Path:
-    """Tiny pictures of one or two coloured boxes, their tags, and masks of all but one."""
+    """Tiny images of one or two coloured boxes, their tags, and masks of all but one."""
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     rng, rows = np.random.default_rng(0), ["name,classes"]
     for i, (name, (file, written)) in enumerate(NAMED.items()):
-        picture, mask = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
+        image, mask = (
+            rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
+            np.zeros((HEIGHT, WIDTH), np.uint8),
+        )
         shown = {i % 3 + 1: slice(4, 28)} | ({(i + 1) % 3 + 1: slice(36, 60)} if i % 2 else {})
         for class_id, columns in shown.items():
-            picture[10:40, columns], mask[10:40, columns] = COLOURS[class_id - 1], class_id
-        Image.fromarray(picture).save(root / "images" / file)
+            image[10:40, columns], mask[10:40, columns] = COLOURS[class_id - 1], class_id
+        Image.fromarray(image).save(root / "images" / file)
         if name != UNMASKED:
             Image.fromarray(mask).save(root / f"masks/{Path(file).stem}.png")
         rows.append(f"{written},{';'.join(CLASSES[class_id - 1] for class_id in shown)};")
@@ -77,7 +103,9 @@ def flags_of(root: Path, run_dir: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def chain(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def chain(
+    tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
     """All stages but IRN's, one after the other: the data, the run directory and what was printed."""
     folder = tmp_path_factory.mktemp("own")
     root, run_dir = draw(folder / "my data"), folder / "my run"
@@ -90,27 +118,39 @@ def chain(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         label_dir = run_dir / f"seg_{refine}"
         call(make_seg_labels.main, *common, "--refine", refine, "--label_dir", label_dir)
         printed[refine] = call(eval_seg.main, *common, "--label_dir", label_dir)
-    learning = ["--label_dir", run_dir / "seg_crf", "--weights", tiny_backbone, "--batch_size", len(NAMED)]
+    learning = [
+        "--label_dir",
+        run_dir / "seg_crf",
+        "--weights",
+        tiny_backbone,
+        "--batch_size",
+        len(NAMED),
+    ]
     printed["train_seg"] = call(train_seg.main, *common, "--device", "cpu", *SEGMENT, *learning)
     printed["infer_seg"] = call(infer_seg.main, *common, *MAP)
     printed["pred"] = call(eval_seg.main, *common, "--label_dir", run_dir / "seg_pred")
     assert times_below(root) == before
-    yield SimpleNamespace(root=root, run_dir=run_dir, printed=printed, common=common, training=training)
+    yield SimpleNamespace(
+        root=root, run_dir=run_dir, printed=printed, common=common, training=training
+    )
     shutil.rmtree(run_dir)
 
 
 class TestChain:
-    def test_every_picture_has_one_cam_file_under_its_name(self, chain):
-        assert files_below(chain.run_dir / "cam") == {"settings.json", *(f"{name}.npz" for name in NAMED)}
+    def test_every_image_has_one_cam_file_under_its_name(self, chain):
+        assert files_below(chain.run_dir / "cam") == {
+            "settings.json",
+            *(f"{name}.npz" for name in NAMED),
+        }
 
-    def test_a_cam_file_holds_the_tagged_classes_at_the_size_of_the_picture(self, chain):
+    def test_a_cam_file_holds_the_tagged_classes_at_the_size_of_the_image(self, chain):
         for i, name in enumerate(NAMED):
             maps = cam_file.load(cam_file.path_of(chain.run_dir, name))
             assert set(maps.keys) == {0, i % 3 + 1} | ({(i + 1) % 3 + 1} if i % 2 else set())
             assert maps.size == (HEIGHT, WIDTH)
 
     @pytest.mark.parametrize("refine", ["none", "crf"])
-    def test_every_picture_has_one_label_under_its_name(self, chain, refine):
+    def test_every_image_has_one_label_under_its_name(self, chain, refine):
         folder = chain.run_dir / f"seg_{refine}"
         assert files_below(folder) == {"settings.json", *(f"{name}.png" for name in NAMED)}
         for name in NAMED:
@@ -118,40 +158,61 @@ class TestChain:
                 assert (label.mode, label.size) == ("P", (WIDTH, HEIGHT))
 
     @pytest.mark.parametrize("stage", ["eval_cam", "none", "crf", "pred"])
-    def test_the_pictures_with_a_mask_are_scored_and_the_classes_named(self, chain, stage):
-        assert f"{len(NAMED) - 1} pictures" in chain.printed[stage]
+    def test_the_images_with_a_mask_are_scored_and_the_classes_named(self, chain, stage):
+        assert f"{len(NAMED) - 1} images" in chain.printed[stage]
         assert all(name in chain.printed[stage] for name in CLASSES)
 
-    def test_a_segmentation_network_learns_from_all_labels_and_segments_the_pictures_with_a_mask(self, chain):
-        assert f"{len(NAMED)} pictures, {len(CLASSES)} classes" in chain.printed["train_seg"]
-        assert files_below(chain.run_dir / "seg_pred") == {"settings.json", *(f"{name}.png" for name in NAMED if name != UNMASKED)}
+    def test_a_segmentation_network_learns_from_all_labels_and_segments_the_images_with_a_mask(
+        self, chain
+    ):
+        assert f"{len(NAMED)} images, {len(CLASSES)} classes" in chain.printed["train_seg"]
+        assert files_below(chain.run_dir / "seg_pred") == {
+            "settings.json",
+            *(f"{name}.png" for name in NAMED if name != UNMASKED),
+        }
 
-    def test_pictures_that_are_tagged_need_no_mask_to_be_segmented(self, chain, tmp_path):
-        """And predict.py finds the very same pictures in their folder."""
+    def test_images_that_are_tagged_need_no_mask_to_be_segmented(self, chain, tmp_path):
+        """And predict.py finds the very same images in their folder."""
         ckpt = ["--ckpt", chain.run_dir / "ckpt/seg.pth", "--num_workers", 0]
-        call(infer_seg.main, *chain.common, *MAP, *ckpt, "--list", "tagged", "--label_dir", tmp_path / "tagged")
-        call(predict.main, chain.root / "images", "--output_dir", tmp_path / "predicted", *MAP, *ckpt)
-        assert files_below(tmp_path / "tagged") == {"settings.json", *(f"{name}.png" for name in NAMED)}
+        call(
+            infer_seg.main,
+            *chain.common,
+            *MAP,
+            *ckpt,
+            "--list",
+            "tagged",
+            "--label_dir",
+            tmp_path / "tagged",
+        )
+        call(
+            predict.main, chain.root / "images", "--output_dir", tmp_path / "predicted", *MAP, *ckpt
+        )
+        assert files_below(tmp_path / "tagged") == {
+            "settings.json",
+            *(f"{name}.png" for name in NAMED),
+        }
         results = {f"{name}{ending}" for name in NAMED for ending in (".png", "_overlay.jpg")}
         assert files_below(tmp_path / "predicted") == results | {"settings.json"}
 
     @pytest.mark.parametrize("name", [name for name in NAMED if name != UNMASKED])
     def test_each_name_alone_in_a_list_is_scored_and_shown(self, chain, name, tmp_path):
-        """However good or bad the picture is, its name then stands on the contact sheet."""
+        """However good or bad the image is, its name then stands on the contact sheet."""
         listed = tmp_path / "one.txt"
         listed.write_text(f"{name}\n", encoding="utf-8")
         shutil.copytree(chain.run_dir / "cam", tmp_path / "run/cam")
-        assert "1 pictures" in call(eval_cam.main, *flags_of(chain.root, tmp_path / "run"), "--list", listed)
+        assert "1 images" in call(
+            eval_cam.main, *flags_of(chain.root, tmp_path / "run"), "--list", listed
+        )
 
 
 @pytest.mark.parametrize("script", [eval_cam, eval_seg], ids=lambda script: script.__name__)
-@pytest.mark.parametrize("spoil", ["no folder", "an empty folder", "masks of other pictures"])
+@pytest.mark.parametrize("spoil", ["no folder", "an empty folder", "masks of other images"])
 def test_without_masks_there_is_nothing_to_evaluate(script, spoil, tmp_path):
     root = draw(tmp_path / "my data")
     shutil.rmtree(root / "masks")
     if spoil != "no folder":
         (root / "masks").mkdir()
-    if spoil == "masks of other pictures":
+    if spoil == "masks of other images":
         Image.new("L", (WIDTH, HEIGHT)).save(root / "masks/other.png")
     with pytest.raises(InputError, match=r"masks/\*\.png"):
         call(script.main, *flags_of(root, tmp_path / "run"))

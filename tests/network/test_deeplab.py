@@ -1,4 +1,4 @@
-"""DeepLab: its grid and its reach, what trains and what stays, and the probabilities of whole pictures."""
+"""DeepLab: its grid and its reach, what trains and what stays, and the probabilities of whole images."""
 
 import math
 
@@ -18,7 +18,9 @@ def built(network: str) -> DeepLab:
     torch.manual_seed(0)
     model = DeepLab(network, 5).eval()
     with torch.no_grad():
-        last = model.classifier.branches if network.startswith("deeplabv2") else [model.classifier[-1]]
+        last = (
+            model.classifier.branches if network.startswith("deeplabv2") else [model.classifier[-1]]
+        )
         spread = model(torch.randn(2, 3, *SIZE)).std()
         for layer in last:
             layer.weight /= spread
@@ -73,7 +75,10 @@ def test_dilation_follows_the_output_stride(output_stride, in_layers, in_v2, in_
     for model in (deeplabv2, deeplabv3):
         layers = [model.backbone.layer2, model.backbone.layer3, model.backbone.layer4]
         assert [layer[-1].conv2.dilation[0] for layer in layers] == in_layers
-    branches = [*deeplabv2.classifier.branches, *(branch[0] for branch in deeplabv3.classifier[0].convs[1:4])]
+    branches = [
+        *deeplabv2.classifier.branches,
+        *(branch[0] for branch in deeplabv3.classifier[0].convs[1:4]),
+    ]
     assert [branch.dilation for branch in branches] == [(rate, rate) for rate in in_v2 + in_v3]
     assert all(branch.padding == branch.dilation for branch in branches)
 
@@ -85,7 +90,13 @@ def test_the_classifier_is_the_sum_of_its_branches_by_hand():
         nn.init.constant_(branch.bias, bias)
     feature = torch.zeros(1, 1, 5, 5)
     feature[..., 2, 2] = 1
-    expected = [[10, 0, 10, 0, 10], [0, 1, 1, 1, 0], [10, 1, 11, 1, 10], [0, 1, 1, 1, 0], [10, 0, 10, 0, 10]]
+    expected = [
+        [10, 0, 10, 0, 10],
+        [0, 1, 1, 1, 0],
+        [10, 1, 11, 1, 10],
+        [0, 1, 1, 1, 0],
+        [10, 0, 10, 0, 10],
+    ]
     assert torch.equal(classifier(feature)[0, 0], torch.tensor(expected) + 0.75)
 
 
@@ -100,12 +111,19 @@ def test_the_backbones_tensors_are_torchvisions_without_its_head(network):
 
 def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
     before = {name: value.clone() for name, value in model.named_buffers()}
-    assert model.train() is model and model.training and model.backbone.training and model.classifier.training
+    assert (
+        model.train() is model
+        and model.training
+        and model.backbone.training
+        and model.classifier.training
+    )
     assert not any(norm.training for norm in norms_of(model.backbone))
     assert all(norm.training for norm in norms_of(model.classifier))
     with torch.no_grad():
         model(torch.randn(2, 3, *SIZE))
-    changed = {name for name, value in model.named_buffers() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in model.named_buffers() if not torch.equal(value, before[name])
+    }
     model.load_state_dict(before, strict=False)
     assert changed == {name for name in before if name.startswith("classifier.")}
     assert len(changed) == 3 * len(norms_of(model.classifier))
@@ -127,7 +145,9 @@ def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride)
     with torch.device("meta"):
         model = build({"network": network, "output_stride": output_stride, "lr": 0.1}, 7)
     expected = sketch(network, 7, output_stride).state_dict()
-    assert {name: value.shape for name, value in model.state_dict().items()} == {name: value.shape for name, value in expected.items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in expected.items()
+    }
     side = 64 // output_stride
     assert model.eval()(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 7, side, side)
 

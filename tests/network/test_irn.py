@@ -1,4 +1,4 @@
-"""IRN: agreement with the authors' program, what trains, edges of whole pictures, and the sums that the losses are made of."""
+"""IRN: agreement with the authors' program, what trains, edges of whole images, and the sums that the losses are made of."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 
 from data.transforms import normalize
 from network.irn import EPSILON, IRN, PairSums, inter_pixel_losses, sum_over_pairs
+from network.random_walk import search_paths
 from tool import checkpoint
-from tool.random_walk import search_paths
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,20 @@ def reference_step(shared, golden, reference_heads, device):
     model = IRN().train().to(device)
     backbone = checkpoint.read(shared / "weights/resnet50_imagenet_fp16.pth")
     checkpoint.load_tensors(
-        model, reference_heads | {f"resnet50.{name}": value for name, value in backbone.items()}, "the reference weights"
+        model,
+        reference_heads | {f"resnet50.{name}": value for name, value in backbone.items()},
+        "the reference weights",
     )
-    logits, displacement = model(normalize(torch.from_numpy(golden["image"]).permute(2, 0, 1)[None].to(device)))
+    logits, displacement = model(
+        normalize(torch.from_numpy(golden["image"]).permute(2, 0, 1)[None].to(device))
+    )
     label = torch.from_numpy(golden["label_quarter"].astype(np.int64))[None].to(device)
     sums = sum_over_pairs(logits, displacement, label, search_paths(10))
     losses = inter_pixel_losses(sums)
     (sum(losses.values()) / 2).backward()
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    norms = {
+        name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None
+    }
     return {
         "edge_logit": logits.detach().cpu(),
         "displacement": displacement.detach().cpu(),
@@ -55,16 +61,27 @@ def reference_step(shared, golden, reference_heads, device):
 
 def test_the_outputs_agree_with_the_authors_program(reference_step, golden):
     for name in ("edge_logit", "displacement"):
-        torch.testing.assert_close(reference_step[name], torch.from_numpy(golden[name]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            reference_step[name], torch.from_numpy(golden[name]), atol=1e-3, rtol=0
+        )
 
 
 def test_the_losses_agree_with_the_authors_program(reference_step, golden):
     assert reference_step["count"].tolist() == golden["n_pairs"].tolist()
-    names = {"positive": "pos_loss", "negative": "neg_loss", "dp_foreground": "dp_fg_loss", "dp_background": "dp_bg_loss"}
+    names = {
+        "positive": "pos_loss",
+        "negative": "neg_loss",
+        "dp_foreground": "dp_fg_loss",
+        "dp_background": "dp_bg_loss",
+    }
     assert reference_step["losses"].keys() == names.keys()
     for ours, theirs in names.items():
-        assert reference_step["losses"][ours].item() == pytest.approx(golden[theirs].item(), rel=1e-4)
-    assert sum(loss.item() for loss in reference_step["losses"].values()) / 2 == pytest.approx(golden["total"].item(), rel=1e-4)
+        assert reference_step["losses"][ours].item() == pytest.approx(
+            golden[theirs].item(), rel=1e-4
+        )
+    assert sum(loss.item() for loss in reference_step["losses"].values()) / 2 == pytest.approx(
+        golden["total"].item(), rel=1e-4
+    )
 
 
 def test_the_gradients_agree_with_the_authors_program(reference_step, golden):
@@ -95,7 +112,9 @@ def test_the_backbone_stays_as_it_is_in_training(model):
     assert model.train() is model and model.training and model.fc_dp6.training
     assert not any(module.training for module in model.resnet50.modules())
     model(torch.randn(1, 3, 32, 32))
-    assert all(torch.equal(before[name], value) for name, value in model.resnet50.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in model.resnet50.state_dict().items()
+    )
 
 
 def test_the_mean_displacement_is_taken_away_at_inference_alone(model):
@@ -110,24 +129,26 @@ def test_the_mean_displacement_is_taken_away_at_inference_alone(model):
     assert torch.equal(edge_after, edge)
 
 
-@pytest.mark.parametrize(("height", "width"), [(33, 47), (81, 30), (90, 101)])  # within the crop, on one side, beyond it
-def test_edges_cover_the_picture(model, height, width):
+@pytest.mark.parametrize(
+    ("height", "width"), [(33, 47), (81, 30), (90, 101)]
+)  # within the crop, on one side, beyond it
+def test_edges_cover_the_image(model, height, width):
     edges = model.eval().find_edges(torch.randn(1, 3, height, width), 80)
     assert edges.shape == (1, math.ceil(height / 4), math.ceil(width / 4))
     assert 0 <= edges.min() < edges.max() <= 1
 
 
-def test_edges_are_those_of_the_padded_picture_and_its_mirror(model):
-    picture = torch.randn(1, 3, 40, 52)
+def test_edges_are_those_of_the_padded_image_and_its_mirror(model):
+    image = torch.randn(1, 3, 40, 52)
 
     def logits(image):
         padded = torch.zeros(1, 3, 64, 64)
         padded[:, :, :40, :52] = image
         return model(padded)[0][:, 0, :10, :13]
 
-    edges = model.eval().find_edges(picture, 64)
+    edges = model.eval().find_edges(image, 64)
     with torch.no_grad():
-        expected = ((logits(picture) + logits(picture.flip(3)).flip(2)) / 2).sigmoid()
+        expected = ((logits(image) + logits(image.flip(3)).flip(2)) / 2).sigmoid()
     torch.testing.assert_close(edges, expected, atol=1e-5, rtol=0)
 
 
@@ -183,7 +204,9 @@ def test_pairs_with_an_unknown_cell_do_not_count():
     after = sum_over_pairs(logits, shifted, label, search_paths(RADIUS))
     assert before.count.sum() > 0
     assert torch.equal(before.displacement, after.displacement)
-    nothing = sum_over_pairs(logits, displacement, torch.full_like(label, 255), search_paths(RADIUS))
+    nothing = sum_over_pairs(
+        logits, displacement, torch.full_like(label, 255), search_paths(RADIUS)
+    )
     assert not any(sums.any() for sums in nothing)
 
 
@@ -206,20 +229,31 @@ def test_the_strongest_edge_takes_the_whole_gradient():
     sums = sum_over_pairs(logits, torch.zeros(1, 2, 3, 5), label, [((0, 2), (0, 1), (0, 0))])
     sums.affinity.sum().backward()
     assert logits.grad.nonzero().tolist() == [[0, 0, 0, 3]]
-    assert sums.affinity[0].item() == pytest.approx(-math.log(1 - torch.sigmoid(torch.tensor(1.0)).item()), rel=1e-4)
+    assert sums.affinity[0].item() == pytest.approx(
+        -math.log(1 - torch.sigmoid(torch.tensor(1.0)).item()), rel=1e-4
+    )
 
 
 def test_losses_by_hand():
-    sums = PairSums(torch.tensor([4.0, 6.0, 10.0]), torch.tensor([8.0, 20.0]), torch.tensor([2.0, 3.0, 5.0]))
+    sums = PairSums(
+        torch.tensor([4.0, 6.0, 10.0]), torch.tensor([8.0, 20.0]), torch.tensor([2.0, 3.0, 5.0])
+    )
     losses = {name: loss.item() for name, loss in inter_pixel_losses(sums).items()}
-    expected = {"positive": (4 / 2 + 6 / 3) / 2, "negative": 10 / 5, "dp_foreground": 20 / 6, "dp_background": 8 / 4}
+    expected = {
+        "positive": (4 / 2 + 6 / 3) / 2,
+        "negative": 10 / 5,
+        "dp_foreground": 20 / 6,
+        "dp_background": 8 / 4,
+    }
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("only", [0, 8, 255])
 def test_losses_without_pairs_of_a_kind_are_finite_and_so_are_their_gradients(only):
     logits, displacement, label = tiny_problem()
-    losses = inter_pixel_losses(sum_over_pairs(logits, displacement, torch.full_like(label, only), search_paths(RADIUS)))
+    losses = inter_pixel_losses(
+        sum_over_pairs(logits, displacement, torch.full_like(label, only), search_paths(RADIUS))
+    )
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["negative"] == 0

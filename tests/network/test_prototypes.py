@@ -48,7 +48,9 @@ def test_agrees_with_the_authors_program(shared, dataset, device):
     prototypes = pool_prototypes(seeds, golden["feature"])
     assert torch.equal(seeds, golden["seeds"].float())
     torch.testing.assert_close(prototypes, golden["prototypes"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(activate(prototypes, golden["feature"]), golden["is_cam"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        activate(prototypes, golden["feature"]), golden["is_cam"], atol=1e-5, rtol=0
+    )
 
 
 def test_seeds_are_the_same_when_cells_are_compared_in_parts(monkeypatch):
@@ -62,7 +64,9 @@ def test_seeds_are_the_same_when_cells_are_compared_in_parts(monkeypatch):
 
 def test_peak_normalize_scales_each_map_to_one():
     maps = torch.tensor([[[2.0, 1.0]], [[0.0, 0.0]]])
-    torch.testing.assert_close(peak_normalize(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        peak_normalize(maps), torch.tensor([[[1.0, 0.5]], [[0.0, 0.0]]]), atol=1e-5, rtol=0
+    )
 
 
 def test_background_is_what_no_class_claims():
@@ -82,7 +86,9 @@ def test_the_background_needs_twice_the_fit():
     # a cell that resembles nothing but itself: fit 0.6 / 1 for the background, 0.4 / 1 for the class
     cam, features = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1), torch.ones(1, 1, 1, 1)
     assert locate_seeds(cam, features, torch.ones(1, 2, 1, 1)).flatten().tolist() == [0, 1]
-    assert locate_seeds(cam, features, torch.ones(1, 2, 1, 1), background_scale=1).flatten().tolist() == [1, 0]
+    assert locate_seeds(
+        cam, features, torch.ones(1, 2, 1, 1), background_scale=1
+    ).flatten().tolist() == [1, 0]
 
 
 def test_a_cell_won_by_an_absent_class_stays_empty():
@@ -109,13 +115,18 @@ def test_the_scale_of_features_does_not_matter():
     seeds = locate_seeds(cam, features, valid)
     assert torch.equal(seeds, locate_seeds(cam, 100 * features, valid))
     prototypes = pool_prototypes(seeds, features)
-    torch.testing.assert_close(activate(prototypes, features), activate(50 * prototypes, 100 * features))
+    torch.testing.assert_close(
+        activate(prototypes, features), activate(50 * prototypes, 100 * features)
+    )
 
 
 def test_the_order_of_classes_does_not_matter():
     cam, features, valid = random_case()
     order = [0, 3, 1, 2]
-    assert torch.equal(locate_seeds(cam, features, valid)[:, order], locate_seeds(cam[:, order], features, valid[:, order]))
+    assert torch.equal(
+        locate_seeds(cam, features, valid)[:, order],
+        locate_seeds(cam[:, order], features, valid[:, order]),
+    )
 
 
 def test_a_prototype_is_the_mean_over_all_cells_and_zero_without_seeds():
@@ -140,28 +151,51 @@ def test_contrast_takes_the_background_off_the_classes():
 @pytest.mark.parametrize("products", [2**26, 5])
 def test_spread_is_the_mean_over_cells_by_their_similarity(monkeypatch, products):
     monkeypatch.setattr(prototypes, "MOST_PRODUCTS", products)  # few: one cell after the other
-    features = torch.tensor([[1.0, 1.0, 0.0, -2.0], [0.0, 1.0, 3.0, 0.0]]).view(1, 2, 2, 2)  # at 0, 45, 90 and 180 degrees
+    features = torch.tensor([[1.0, 1.0, 0.0, -2.0], [0.0, 1.0, 3.0, 0.0]]).view(
+        1, 2, 2, 2
+    )  # at 0, 45, 90 and 180 degrees
     maps = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.2, 0.4, 0.6, 0.8]]).view(1, 2, 2, 2)
-    wanted = torch.tensor([[1 / 1.5, 0.5 / 2, 0, 0], [0.4 / 1.5, 0.8 / 2, 0.8 / 1.5, 0.8]])  # cos(45) ** 2 = 0.5
+    wanted = torch.tensor(
+        [[1 / 1.5, 0.5 / 2, 0, 0], [0.4 / 1.5, 0.8 / 2, 0.8 / 1.5, 0.8]]
+    )  # cos(45) ** 2 = 0.5
     torch.testing.assert_close(spread(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(spread(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0)
-    torch.testing.assert_close(spread(maps, features, 1)[0, 0, 0, 0], torch.tensor(1 / (1 + 0.5**0.5)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            spread(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0
+        )
+    torch.testing.assert_close(
+        spread(maps, features, 1)[0, 0, 0, 0], torch.tensor(1 / (1 + 0.5**0.5)), atol=1e-4, rtol=0
+    )
 
 
 def test_clusters_are_the_means_of_cells_of_like_direction():
     cells = torch.tensor([[2.0, 0.2], [4.0, 0.0], [0.1, 1.0], [0.0, 3.0], [3.0, 0.1]])
     found = cluster(cells, 2)
-    torch.testing.assert_close(found[found[:, 0].argsort()], torch.tensor([[0.05, 2.0], [3.0, 0.1]]))
-    assert len(cluster(cells[:1], 12)) == 1 and len(cluster(torch.ones(5, 2), 12)) == 1  # no empty ones
+    torch.testing.assert_close(
+        found[found[:, 0].argsort()], torch.tensor([[0.05, 2.0], [3.0, 0.1]])
+    )
+    assert (
+        len(cluster(cells[:1], 12)) == 1 and len(cluster(torch.ones(5, 2), 12)) == 1
+    )  # no empty ones
 
 
 def test_a_class_prototype_leaves_out_what_other_classes_show_and_subtracts_the_context():
     classifier = torch.tensor([[9.0, 0.0, 1.0, 0.0], [0.0, 9.0, 1.0, 0.0]])
-    of_class, shared, of_other, context = torch.eye(4)[0], torch.eye(4)[2], torch.eye(4)[1], torch.eye(4)[3]
-    found = class_prototype(torch.stack([of_class, of_class, shared]), torch.stack([of_other, context]), classifier, 0)
-    torch.testing.assert_close(found, of_class - context)  # shared: certain by half; the other class: unrelated
-    torch.testing.assert_close(class_prototype(shared[None], of_other[None], classifier, 0), shared)  # the most certain one is kept
+    of_class, shared, of_other, context = (
+        torch.eye(4)[0],
+        torch.eye(4)[2],
+        torch.eye(4)[1],
+        torch.eye(4)[3],
+    )
+    found = class_prototype(
+        torch.stack([of_class, of_class, shared]), torch.stack([of_other, context]), classifier, 0
+    )
+    torch.testing.assert_close(
+        found, of_class - context
+    )  # shared: certain by half; the other class: unrelated
+    torch.testing.assert_close(
+        class_prototype(shared[None], of_other[None], classifier, 0), shared
+    )  # the most certain one is kept
 
 
 def test_seeds_carry_no_gradient():
@@ -176,14 +210,24 @@ def test_autocast_changes_nothing():
         prototypes = pool_prototypes(seeds, features)
         is_cam = activate(prototypes, features)
     assert torch.equal(seeds, locate_seeds(cam, features, valid))
-    assert is_cam.dtype == torch.float32 and torch.equal(is_cam, activate(pool_prototypes(seeds, features), features))
+    assert is_cam.dtype == torch.float32 and torch.equal(
+        is_cam, activate(pool_prototypes(seeds, features), features)
+    )
 
 
 def test_tf32_is_off_whatever_the_callers_flags_are(monkeypatch):
     seen, real, matmul = [], prototypes._inverse_norms, torch.backends.cuda.matmul
-    flag, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
-    monkeypatch.setattr(prototypes, "_inverse_norms", lambda features: (seen.append(getattr(matmul, flag)), real(features))[1])
-    for owner in [matmul] + [torch.backends] * hasattr(torch.backends, flag):  # set for products alone, or for everything
+    flag, on = (
+        ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    )
+    monkeypatch.setattr(
+        prototypes,
+        "_inverse_norms",
+        lambda features: (seen.append(getattr(matmul, flag)), real(features))[1],
+    )
+    for owner in [matmul] + [torch.backends] * hasattr(
+        torch.backends, flag
+    ):  # set for products alone, or for everything
         before, own = getattr(owner, flag), getattr(matmul, flag)
         setattr(owner, flag, on)
         try:

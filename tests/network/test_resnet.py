@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck
 
+from exchange.weights import load_pretrained
 from network.resnet import BLOCKS, FoldedBottleneck, ResNet50, ResNetMaps, conv_bn, fold_batchnorm
-from tool.checkpoint import load_pretrained
 
 WIDTH = 8
 
@@ -30,7 +30,12 @@ def shaken(network: nn.Module) -> nn.Module:
 @pytest.fixture
 def pair() -> nn.Sequential:
     torch.manual_seed(0)
-    return shaken(nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=2, dilation=2, bias=False), nn.BatchNorm2d(WIDTH)))
+    return shaken(
+        nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, stride=2, padding=2, dilation=2, bias=False),
+            nn.BatchNorm2d(WIDTH),
+        )
+    )
 
 
 def test_both_in_one_convolution_with_its_gradients(pair):
@@ -39,7 +44,10 @@ def test_both_in_one_convolution_with_its_gradients(pair):
     leaves = [image, *pair.parameters()]
     found, expected = conv_bn(*pair, image), pair(image)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for one, other in zip(torch.autograd.grad((found * toward).sum(), leaves), torch.autograd.grad((expected * toward).sum(), leaves)):
+    for one, other in zip(
+        torch.autograd.grad((found * toward).sum(), leaves),
+        torch.autograd.grad((expected * toward).sum(), leaves),
+    ):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
@@ -52,16 +60,28 @@ def test_statistics_that_are_learnt_are_learnt_still(pair):
 @pytest.mark.parametrize("downsample", [False, True])
 def test_a_block_is_torchvisions(downsample):
     torch.manual_seed(0)
-    shortcut = nn.Sequential(nn.Conv2d(16, 4 * WIDTH, 1, stride=2, bias=False), nn.BatchNorm2d(4 * WIDTH)) if downsample else None
-    block = shaken(FoldedBottleneck(16 if downsample else 4 * WIDTH, WIDTH, 2 if downsample else 1, shortcut)).eval()
+    shortcut = (
+        nn.Sequential(nn.Conv2d(16, 4 * WIDTH, 1, stride=2, bias=False), nn.BatchNorm2d(4 * WIDTH))
+        if downsample
+        else None
+    )
+    block = shaken(
+        FoldedBottleneck(16 if downsample else 4 * WIDTH, WIDTH, 2 if downsample else 1, shortcut)
+    ).eval()
     feature = torch.randn(2, block.conv1.in_channels, 8, 10)
-    torch.testing.assert_close(block(feature), Bottleneck.forward(block, feature), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        block(feature), Bottleneck.forward(block, feature), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_network_computes_what_torchvisions_does_also_when_it_is_folded(name):
     torch.manual_seed(0)
-    network, theirs, image = shaken(ResNetMaps(name)).eval(), get_model(name, weights=None).eval(), torch.randn(1, 3, 40, 56)
+    network, theirs, image = (
+        shaken(ResNetMaps(name)).eval(),
+        get_model(name, weights=None).eval(),
+        torch.randn(1, 3, 40, 56),
+    )
     theirs.load_state_dict(network.state_dict(), strict=False)
     theirs.avgpool = theirs.fc = nn.Identity()
     with torch.no_grad():
@@ -69,7 +89,9 @@ def test_a_network_computes_what_torchvisions_does_also_when_it_is_folded(name):
         folded = network(image)[-1]
         assert fold_batchnorm(network) is network
         for found in (folded, network(image)[-1]):
-            torch.testing.assert_close(found.flatten(1), expected, atol=1e-5 * expected.max().item(), rtol=0)
+            torch.testing.assert_close(
+                found.flatten(1), expected, atol=1e-5 * expected.max().item(), rtol=0
+            )
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 

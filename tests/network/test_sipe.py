@@ -10,7 +10,8 @@ from network import sipe
 from network.losses import classification_loss, consistency_loss
 from network.prototypes import activate, contrast, peak_normalize, spread, unit_cells
 from network.recipe import RECIPES
-from network.sipe import SIPE, Localization, add_mirror, general_cam, side_features
+from network.sipe import SIPE, Localization, general_cam
+from network.spatial import add_mirror, side_features
 from tool import trainer
 from tool.inference import load_network
 
@@ -35,13 +36,20 @@ def reference_run(shared, release_checkpoint, device):
     golden = np.load(shared / "golden/train_step.npz", allow_pickle=False)
     golden = {name: golden[name] for name in golden.files}
     model = load_network(release_checkpoint)[0].train().to(device)
-    inside, label, image = (torch.from_numpy(golden[name]).to(device) for name in ("inside", "label", "image_u8"))
+    inside, label, image = (
+        torch.from_numpy(golden[name]).to(device) for name in ("inside", "label", "image_u8")
+    )
     image = normalize(image.permute(0, 3, 1, 2), inside > 0)
-    optimizer, schedule = trainer.make_optimizer(model.parameter_groups(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4)
+    optimizer, schedule = trainer.make_optimizer(
+        model.parameter_groups(), 0.1, int(golden["max_step"]), momentum=1e-4, weight_decay=1e-4
+    )
     ours = {"cls": [], "gsc": [], "grad_norm": [], "lr": []}
     for step in range(4):
         found = model(image, label, inside > 0)
-        losses = {"cls": classification_loss(found.score, label), "gsc": consistency_loss(found.cam, found.is_cam)}
+        losses = {
+            "cls": classification_loss(found.score, label),
+            "gsc": consistency_loss(found.cam, found.is_cam),
+        }
         for name, loss in losses.items():
             ours[name].append(loss.item())
         if step == 0:
@@ -50,7 +58,11 @@ def reference_run(shared, release_checkpoint, device):
             optimizer.zero_grad()
             sum(losses.values()).backward()
             if step == 0:
-                ours["norms"] = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+                ours["norms"] = {
+                    name: p.grad.norm().item()
+                    for name, p in model.named_parameters()
+                    if p.grad is not None
+                }
             ours["grad_norm"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
             ours["lr"].append(optimizer.param_groups[0]["lr"])
             optimizer.step()
@@ -103,7 +115,11 @@ def test_only_layer3_layer4_and_the_heads_train(model):
     found = model(*tiny_batch())
     label = tiny_batch()[1]
     (classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)).backward()
-    trained = {name.removeprefix("resnet50.").split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    trained = {
+        name.removeprefix("resnet50.").split(".")[0]
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
     model.zero_grad()
     assert trained == {"layer3", "layer4", "classifier", "side1", "side2", "side3", "side4"}
 
@@ -137,7 +153,10 @@ def test_bf16_autocast_trains(model):
         loss = classification_loss(found.score, label) + consistency_loss(found.cam, found.is_cam)
         logits, _, features = model.forward_features(image)
     loss.backward()
-    assert (logits.dtype, features.dtype, found.score.dtype, loss.dtype) == (torch.bfloat16, *[torch.float32] * 3)
+    assert (logits.dtype, features.dtype, found.score.dtype, loss.dtype) == (
+        torch.bfloat16,
+        *[torch.float32] * 3,
+    )
     assert found.cam.dtype == found.is_cam.dtype == torch.float32 and torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     model.zero_grad()
@@ -151,7 +170,7 @@ def test_inference_lets_absent_classes_compete_and_gives_them_nothing(model):
     model.train()
 
 
-def test_batched_inference_equals_one_picture_at_a_time(model):
+def test_batched_inference_equals_one_image_at_a_time(model):
     model.eval()
     image, label = torch.randn(2, 3, 32, 48), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     both = model.localize(image, label)
@@ -171,12 +190,16 @@ def test_general_cam_by_hand():
 def test_a_side_branch_is_computed_where_interpolation_reads_it(size):
     """Against all cells, then resized; at its own size nothing is resized."""
     torch.manual_seed(0)
-    side, layer, grid = torch.nn.Conv2d(6, 5, 1, bias=False), torch.randn(2, 6, *size), torch.Size((8, 12))
+    side, layer, grid = (
+        torch.nn.Conv2d(6, 5, 1, bias=False),
+        torch.randn(2, 6, *size),
+        torch.Size((8, 12)),
+    )
     expected = F.interpolate(unit_cells(side(layer)), grid, mode="bilinear", align_corners=False)
     torch.testing.assert_close(side_features(side, layer, grid), expected, atol=1e-6, rtol=0)
 
 
-def test_large_pictures_and_their_mirrors_take_turns(model, monkeypatch):
+def test_large_images_and_their_mirrors_take_turns(model, monkeypatch):
     image, label = torch.randn(2, 3, 48, 64), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     model.eval()
     together = model.localize(image, label)
@@ -204,10 +227,25 @@ def test_a_recipe_changes_the_is_cam_alone(model):
     other = model.localize(image, label)
     model.recipe = RECIPES["sipe"]
     _, layer4, features = model._forward_mirrored(image)
-    of_picture = spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
-    of_class = spread(activate(model.class_prototypes[None], add_mirror(layer4)), features, recipe.affinity)
-    torch.testing.assert_close(other.is_cam[:, 1:], (peak_normalize(of_picture[:, 1:]) + peak_normalize(of_class)) / 2, atol=1e-5, rtol=0)
-    torch.testing.assert_close(without.is_cam[:, 1:], peak_normalize(of_picture[:, 1:]) / 2, atol=1e-5, rtol=0)
-    assert not torch.equal(other.is_cam, published.is_cam) and "class_prototypes" not in model.state_dict()
-    assert all(torch.equal(getattr(other, name), getattr(published, name)) for name in ("score", "cam", "seeds"))
+    of_image = spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
+    of_class = spread(
+        activate(model.class_prototypes[None], add_mirror(layer4)), features, recipe.affinity
+    )
+    torch.testing.assert_close(
+        other.is_cam[:, 1:],
+        (peak_normalize(of_image[:, 1:]) + peak_normalize(of_class)) / 2,
+        atol=1e-5,
+        rtol=0,
+    )
+    torch.testing.assert_close(
+        without.is_cam[:, 1:], peak_normalize(of_image[:, 1:]) / 2, atol=1e-5, rtol=0
+    )
+    assert (
+        not torch.equal(other.is_cam, published.is_cam)
+        and "class_prototypes" not in model.state_dict()
+    )
+    assert all(
+        torch.equal(getattr(other, name), getattr(published, name))
+        for name in ("score", "cam", "seeds")
+    )
     model.train()

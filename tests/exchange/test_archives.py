@@ -17,13 +17,25 @@ import pytest
 from common import bytes_below, times_below
 
 from errors import InputError
-from tool import prepare
+from exchange import archives
 
 CONTENT = random.Random(0).randbytes(2_500_000)  # more than two blocks
 MD5 = hashlib.md5(CONTENT).hexdigest()
-FILES = {"a/one.bin": CONTENT[:30_000], "a/b/c/two.txt": b"two\n" * 3000, "three.txt": b"", "a/ä ö.txt": b"\xff\x00"}
+FILES = {
+    "a/one.bin": CONTENT[:30_000],
+    "a/b/c/two.txt": b"two\n" * 3000,
+    "three.txt": b"",
+    "a/ä ö.txt": b"\xff\x00",
+}
 KINDS = ("tar", "tar.gz", "zip")
-BEGUN = [(None, []), (None, ["has_length"]), (0, []), (1_000_000, []), (1_000_000, ["has_ranges"]), (len(CONTENT), [])]
+BEGUN = [
+    (None, []),
+    (None, ["has_length"]),
+    (0, []),
+    (1_000_000, []),
+    (1_000_000, ["has_ranges"]),
+    (len(CONTENT), []),
+]
 BEGUN += [(len(CONTENT) + 4, ["has_ranges"])]  # too much
 
 
@@ -41,7 +53,12 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.has_ranges, self.has_length, self.limit = [], True, True, None  # limit: bytes before the connection is cut
+        self.asked, self.has_ranges, self.has_length, self.limit = (
+            [],
+            True,
+            True,
+            None,
+        )  # limit: bytes before the connection is cut
         self.url = f"http://127.0.0.1:{self.server_port}/a.tar"
 
 
@@ -88,44 +105,50 @@ class TestDownload:
         if begun is not None:
             begin(path, (CONTENT + b"more")[:begun])
         vars(server).update(dict.fromkeys(lacks, False))
-        prepare.download(server.url, path, MD5)
+        archives.download(server.url, path, MD5)
         assert bytes_below(path.parent) == {"a.tar": CONTENT}
         assert server.asked == [f"bytes={begun}-" if begun else None]
-        prepare.download(server.url, path, "any: it is there")
+        archives.download(server.url, path, "any: it is there")
         assert len(server.asked) == 1
 
     def test_a_cut_connection_leaves_a_part_that_is_resumed(self, server, path):
         for limit in (1_200_000, 500_000):
             server.limit = limit
             with raises(server.url):
-                prepare.download(server.url, path, MD5)
+                archives.download(server.url, path, MD5)
         assert bytes_below(path.parent) == {"a.tar.part": CONTENT[:1_700_000]}
         server.limit = None
-        prepare.download(server.url, path, MD5)
+        archives.download(server.url, path, MD5)
         assert bytes_below(path.parent) == {"a.tar": CONTENT}
         assert server.asked == [None, "bytes=1200000-", "bytes=1700000-"]
 
-    @pytest.mark.parametrize("begun", [b"of something else", b"other" * 1_000_000], ids=["a part", "too much"])
+    @pytest.mark.parametrize(
+        "begun", [b"of something else", b"other" * 1_000_000], ids=["a part", "too much"]
+    )
     def test_a_wrong_md5_sum_leaves_nothing(self, begun, server, path):
         begin(path, begun)
         with raises(server.url):
-            prepare.download(server.url, path, MD5)
+            archives.download(server.url, path, MD5)
         assert bytes_below(path.parent) == {}
 
     @pytest.mark.parametrize("trouble", ["404", "silent", "gone", "folder"])
-    def test_a_download_that_fails_is_named_and_the_part_stays(self, trouble, server, path, monkeypatch):
+    def test_a_download_that_fails_is_named_and_the_part_stays(
+        self, trouble, server, path, monkeypatch
+    ):
         stop, url = threading.Event(), server.url
         begin(path, b"begun")
         if trouble == "404":
             url = url.replace("a.tar", "nothing")
         elif trouble == "silent":
-            monkeypatch.setattr(prepare, "TIMEOUT", 0.1)
+            monkeypatch.setattr(archives, "TIMEOUT", 0.1)
             monkeypatch.setattr(Handler, "do_GET", lambda self: stop.wait(20))
         elif trouble == "gone":
             with Server() as gone:
                 url = gone.url
         with raises(url):
-            prepare.download(url, path.with_name("a.tar.part") / "a.tar" if trouble == "folder" else path, MD5)
+            archives.download(
+                url, path.with_name("a.tar.part") / "a.tar" if trouble == "folder" else path, MD5
+            )
         stop.set()
         assert bytes_below(path.parent) == {"a.tar.part": b"begun"}
         if trouble == "404":
@@ -137,7 +160,7 @@ class TestDownload:
             if content:
                 path.write_bytes(content)
             with contextlib.nullcontext() if content == CONTENT else raises(path):
-                prepare.check_md5(path, MD5)
+                archives.check_md5(path, MD5)
 
 
 def pack(kind: str, files: dict[str, bytes], special: bytes = b"") -> bytes:
@@ -145,12 +168,22 @@ def pack(kind: str, files: dict[str, bytes], special: bytes = b"") -> bytes:
     packed = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in {"a/": b"", **files, **({"evil": b"a/good.txt"} if special else {})}.items():
+            for name, data in {
+                "a/": b"",
+                **files,
+                **({"evil": b"a/good.txt"} if special else {}),
+            }.items():
                 info = zipfile.ZipInfo(name)
-                info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, (0o120777 if name == "evil" else 0) << 16
+                info.compress_type, info.external_attr = (
+                    zipfile.ZIP_DEFLATED,
+                    (0o120777 if name == "evil" else 0) << 16,
+                )
                 archive.writestr(info, data)
         return packed.getvalue()
-    members = [("a", tarfile.DIRTYPE, b""), *((name, tarfile.REGTYPE, data) for name, data in files.items())]
+    members = [
+        ("a", tarfile.DIRTYPE, b""),
+        *((name, tarfile.REGTYPE, data) for name, data in files.items()),
+    ]
     with tarfile.open(fileobj=packed, mode="w:gz" if kind == "tar.gz" else "w") as archive:
         for name, member_type, data in [*members, *[("evil", special, b"")] * bool(special)]:
             info = tarfile.TarInfo(name)
@@ -164,18 +197,37 @@ def flip(data: bytes, place: int) -> bytes:
 
 
 GOOD, NOISE = {"a/good.txt": b"good"}, {"one.bin": CONTENT[:30_000]}
-TWO = pack("tar", {"one": b"1" * 1024, "two": b"2" * 1024})  # 512 bytes of the folder, 512 + 1024 of each file
-OUTSIDE, SPECIAL = ("../evil.txt", "a/../../evil.txt", "/evil.txt", ".."), ("SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE")
-STARTS = [b"", b"a text, not an archive\n" * 100, b"PK\x03\x04 no zip", b"\x1f\x8b no gzip", b"BZh9 no bzip2", bytes(2000)]
+TWO = pack(
+    "tar", {"one": b"1" * 1024, "two": b"2" * 1024}
+)  # 512 bytes of the folder, 512 + 1024 of each file
+OUTSIDE, SPECIAL = (
+    ("../evil.txt", "a/../../evil.txt", "/evil.txt", ".."),
+    ("SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"),
+)
+STARTS = [
+    b"",
+    b"a text, not an archive\n" * 100,
+    b"PK\x03\x04 no zip",
+    b"\x1f\x8b no gzip",
+    b"BZh9 no bzip2",
+    bytes(2000),
+]
 REFUSED = {
-    **{f"{kind} with {name}": pack(kind, {**GOOD, name: b"evil"}) for kind in KINDS for name in OUTSIDE},
+    **{
+        f"{kind} with {name}": pack(kind, {**GOOD, name: b"evil"})
+        for kind in KINDS
+        for name in OUTSIDE
+    },
     "zip with a link": pack("zip", GOOD, tarfile.SYMTYPE),
     **{f"tar with a {what}": pack("tar", GOOD, getattr(tarfile, what)) for what in SPECIAL},
     **{f"cut {kind}": (packed := pack(kind, FILES))[: len(packed) // 2] for kind in KINDS},
     "tar cut between members": TWO[: 512 + 1536],
     "tar cut in a header": TWO[: 512 + 1536 + 100],
     "tar with a damaged header": flip(TWO, 512 + 1536 + 10),
-    **{f"{kind} with damaged content": flip(pack(kind, NOISE), 15_000) for kind in ("tar.gz", "zip")},
+    **{
+        f"{kind} with damaged content": flip(pack(kind, NOISE), 15_000)
+        for kind in ("tar.gz", "zip")
+    },
     "zip with damaged codes": flip(pack("zip", {"one.txt": bytes(range(256)) * 40}), 350),
     "tar with NUL in a name": pack("tar", {"ä" * 99 + "\0": b""}),
     "zip with a name that is not UTF-8": pack("zip", {"é": b""}).replace("é".encode(), b"\xc3\x28"),
@@ -188,7 +240,9 @@ def test_an_unsafe_or_damaged_archive_is_refused_and_nothing_is_written(content,
     (tmp_path / "around/root").mkdir(parents=True)
     (tmp_path / "archive").write_bytes(content)
     with raises(tmp_path / "archive"):
-        prepare.unpack(tmp_path / "archive", tmp_path / "around/root", lambda name: "evil" not in name)
+        archives.unpack(
+            tmp_path / "archive", tmp_path / "around/root", lambda name: "evil" not in name
+        )
     assert {path.name for path in tmp_path.rglob("*")} == {"archive", "around", "root"}
 
 
@@ -196,25 +250,29 @@ def test_an_unsafe_or_damaged_archive_is_refused_and_nothing_is_written(content,
 class TestUnpack:
     @pytest.fixture
     def archive(self, kind, tmp_path) -> Path:
-        (tmp_path / "archive").write_bytes(pack(kind, {f"./{name.replace('/', '//')}": data for name, data in FILES.items()}))
+        (tmp_path / "archive").write_bytes(
+            pack(kind, {f"./{name.replace('/', '//')}": data for name, data in FILES.items()})
+        )
         return tmp_path / "archive"
 
     def test_only_wanted_members_are_written(self, archive, tmp_path):
-        prepare.unpack(archive, tmp_path / "root", lambda name: name == "three.txt")
+        archives.unpack(archive, tmp_path / "root", lambda name: name == "three.txt")
         assert bytes_below(tmp_path / "root") == {"three.txt": b""}
         for path in (archive, tmp_path, tmp_path / "missing"):
             with raises(path):
-                prepare.unpack(path, tmp_path / "other", lambda name: False)
+                archives.unpack(path, tmp_path / "other", lambda name: False)
         assert not (tmp_path / "other").exists()
 
-    def test_files_come_out_byte_for_byte_and_those_that_are_there_are_kept_and_listed_if_they_differ(self, archive, tmp_path, capsys):
+    def test_files_come_out_byte_for_byte_and_those_that_are_there_are_kept_and_listed_if_they_differ(
+        self, archive, tmp_path, capsys
+    ):
         root = tmp_path / "new/root"
-        prepare.unpack(archive, root, FILES.__contains__)
+        archives.unpack(archive, root, FILES.__contains__)
         assert bytes_below(root) == FILES
         (root / "a/one.bin").write_bytes(b"mine")
         (root / "three.txt").unlink()
         before = times_below(root)
-        prepare.unpack(archive, root, FILES.__contains__)
+        archives.unpack(archive, root, FILES.__contains__)
         assert bytes_below(root) == {**FILES, "a/one.bin": b"mine"}
         assert before.items() <= times_below(root).items()
         assert re.findall(r"^  (.+)", capsys.readouterr().out, re.MULTILINE) == ["a/one.bin"]
@@ -224,22 +282,35 @@ class TestUnpack:
             (tmp_path / folder).mkdir()
         (tmp_path / "root/a").symlink_to(tmp_path / "disk")
         (tmp_path / "link").symlink_to(tmp_path / "root")
-        prepare.unpack(archive, tmp_path / "link", FILES.__contains__)
+        archives.unpack(archive, tmp_path / "link", FILES.__contains__)
         assert (tmp_path / "disk/one.bin").read_bytes() == FILES["a/one.bin"]
 
 
 def test_a_table_shows_what_is_missing(capsys):
-    rows = [("pictures", 17_125, 17_125), ("tags", 5, 1_005), ("masks", 12_031, 1_000)]
-    assert prepare.print_counts(rows[:2]) and not prepare.print_counts(rows)
-    assert [line.split()[3:] for line in capsys.readouterr().out.splitlines()[-3:]] == [["OK"], ["1,000", "more"], ["11,031", "missing"]]
+    rows = [("images", 17_125, 17_125), ("tags", 5, 1_005), ("masks", 12_031, 1_000)]
+    assert archives.print_counts(rows[:2]) and not archives.print_counts(rows)
+    assert [line.split()[3:] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        ["OK"],
+        ["1,000", "more"],
+        ["11,031", "missing"],
+    ]
 
 
-@pytest.mark.parametrize(("is_whole", "number", "more"), [(True, 0, 0), (False, 0, 0), (True, 10, 0), (True, 1011, "1,001")])
+@pytest.mark.parametrize(
+    ("is_whole", "number", "more"),
+    [(True, 0, 0), (False, 0, 0), (True, 10, 0), (True, 1011, "1,001")],
+)
 def test_only_a_whole_dataset_without_problems_is_ready(is_whole, number, more, tmp_path, capsys):
     problems = [f"a{i}.png: wrong" for i in range(number)]
     with contextlib.nullcontext() if is_whole and not problems else raises(tmp_path):
-        prepare.finish(tmp_path, "voc", "VOC 2012", is_whole, problems)
+        archives.finish(tmp_path, "voc", "VOC 2012", is_whole, problems)
     printed = capsys.readouterr().out
-    assert (f"bash run_voc.sh --dataset_root {tmp_path}\n" in printed) == (is_whole and not problems)
-    expected = [f"problems ({number:,})", *(f"  {line}" for line in problems[:10]), *[f"  and {more} more"] * bool(more)]
+    assert (f"bash run_voc.sh --dataset_root {tmp_path}\n" in printed) == (
+        is_whole and not problems
+    )
+    expected = [
+        f"problems ({number:,})",
+        *(f"  {line}" for line in problems[:10]),
+        *[f"  and {more} more"] * bool(more),
+    ]
     assert not problems or printed.splitlines()[1:] == expected
