@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             *(maps.label(kind) for kind in kinds[::-1]),
         ]
 
-    with run_context(args) as context:
+    with run_context(args.run_dir) as context:
         work = functools.partial(
             compare, run_dir=args.run_dir, kinds=kinds, num_classes=dataset.num_classes
         )

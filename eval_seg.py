@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     samples = dataset.samples(list_name)
     label_file.check_folder(args.label_dir, dataset.class_names)
     read = functools.partial(read_pair, label_dir=args.label_dir, num_classes=dataset.num_classes)
-    with run_context(args) as context:
+    with run_context(args.run_dir) as context:
         work = functools.partial(compare, label_dir=args.label_dir, num_classes=dataset.num_classes)
         totals, scores = metrics.evaluate(work, samples, context, args.num_workers)
         if not context.is_main:

@@ -18,7 +18,6 @@ from torch import nn
 
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from errors import InputError
-from network.sipe import SIPE
 from tool.context import cli_main
 from tool.flags import add_switch, command_parser
 from tool.inference import load_model
@@ -56,8 +55,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"PyTorch {torch.__version__}: exports a network for one size of image; install 2.8 or newer"
         )
-    network, class_names, _ = load_model(args.ckpt, "cpu")
-    if isinstance(network, SIPE):
+    model = load_model(args.ckpt, "cpu")
+    network = model.network
+    class_names = model.class_names
+    if model.needs_tags:
         raise InputError(
             f"{args.ckpt}: is SIPE, which needs tags; use --ckpt for a network of train_seg.py"
         )

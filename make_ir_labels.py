@@ -17,7 +17,7 @@ from data.images import read_image
 from data.registry import Sample, open_dataset
 from tool import cam_file, crf, label_file, outputs
 from tool.context import cli_main, run_context
-from tool.flags import add_results, parse_stage, stage_parser
+from tool.flags import add_results, parse_stage, result_policy, stage_parser
 from tool.results import Results
 
 KILOBYTES = 8  # of a label of VOC, about
@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
             cam_file.path_of(args.run_dir, sample.name),
         )
 
-    with run_context(args) as context:
+    with run_context(args.run_dir) as context:
         settings = {"cam": maps, "map": args.map, "crf": crf.SETTINGS}
-        results = Results(folder, "make_ir_labels", settings, context, args)
+        results = Results(folder, "make_ir_labels", settings, context, result_policy(args))
         todo = samples.select(results.unfinished(samples, is_done, KILOBYTES))
         work = functools.partial(
             make_label,

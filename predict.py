@@ -3,10 +3,12 @@
     python predict.py cat.jpg photos 'more/*.png' --ckpt runs/voc/ckpt/seg.pth
     python predict.py cat.jpg clip.mp4 --ckpt runs/voc/ckpt/final.pth --tags cat person
 
-A segmentation network (train_seg.py) finds the classes itself. SIPE (train_resnet50_SIPE.py; the authors' checkpoints work too) needs to
-know them: pass --tags for all images, or --tag_table for each. Writes OUTPUT_DIR/NAME.png, a palette PNG of class ids in the frame in
-which the image is stored, and OUTPUT_DIR/NAME_overlay.jpg, the image upright under its mask; with --areas, OUTPUT_DIR/areas.json.
-A clip gets OUTPUT_DIR/NAME_000000.png and so on, a mask for each frame, and OUTPUT_DIR/NAME_overlay.mp4 (pip install imageio-ffmpeg).
+A segmentation network (train_seg.py) finds the classes itself. SIPE (train_resnet50_SIPE.py; the
+authors' checkpoints work too) needs to know them: pass --tags for all images, or --tag_table for
+each. Writes OUTPUT_DIR/NAME.png, a palette PNG of class ids in the frame in which the image is
+stored, and OUTPUT_DIR/NAME_overlay.jpg, the image upright under its mask; with --areas,
+OUTPUT_DIR/areas.json. A clip gets OUTPUT_DIR/NAME_000000.png and so on, a mask for each frame, and
+OUTPUT_DIR/NAME_overlay.mp4 (pip install imageio-ffmpeg).
 Images and frames with up-to-date results are skipped: run the same command to resume.
 """
 
@@ -15,63 +17,66 @@ import functools
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from data.annotations import (
     IMAGE_TYPES,
+    encode_tags,
     find_files,
-    label_of,
     read_tag_table,
     rows_or_raise,
     sample_name,
 )
-from data.datasets import MultiscaleImage
+from data.datasets import MultiscaleImages
 from data.images import read_mask, to_stored_frame
 from data.registry import Sample, Samples
 from errors import InputError, UnreadableError
-from network.sipe import SIPE
 from network.spatial import argmax_resized
-from tool import context as ctx
-from tool import crf, flags, label_file, outputs, visualize
-from tool.inference import Model, load_model, mask_of, segment_all
+from tool import crf, flags, inference, label_file, outputs, visualize
+from tool.context import cli_main, join_run, local_context
+from tool.inference import InferenceOptions, LoadedModel, LoadedNetwork, SegmentedImage
 from tool.results import Results
 
 CLIP_TYPES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+ALL_TYPES = (*IMAGE_TYPES, *CLIP_TYPES)
 KILOBYTES = 60  # of the mask and the overlay of an image of VOC, about
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.command_parser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "inputs",
         nargs="+",
         metavar="INPUT",
         help="images, clips, folders of images, patterns like 'photos/**/*.jpg'",
     )
-    parser.add_argument(
+    add(
         "--ckpt",
         type=Path,
         required=True,
         help="checkpoint of train_seg.py, or of SIPE together with tags",
     )
-    parser.add_argument(
+    add(
         "--output_dir",
-        dest="run_dir",
         type=Path,
-        default="predictions",
+        default=Path("predictions"),
         help="folder of the masks (default predictions)",
     )
-    parser.add_argument(
-        "--tags", nargs="+", metavar="CLASS", help="for SIPE: the classes that are in every image"
+    add(
+        "--tags",
+        nargs="+",
+        metavar="CLASS",
+        help="for SIPE: the classes that are in every image",
     )
-    parser.add_argument(
+    add(
         "--tag_table",
         type=Path,
         help="for SIPE: a CSV of name,class;class lines, the classes of each image",
@@ -87,229 +92,296 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.tags and args.tag_table:
         parser.error("--tags are for all images, --tag_table for each; use one of them")
-    if any(
-        os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(args.run_dir)
-        for given in args.inputs
-    ):
+    own = os.path.realpath(args.output_dir)
+    if any(os.path.isdir(given) and os.path.realpath(given) == own for given in args.inputs):
         parser.error(
-            f"--output_dir {args.run_dir}: is also a folder of images, which its masks would mix with; use another one"
+            f"--output_dir {args.output_dir}: is also a folder of images,"
+            " which its masks would mix with; use another one"
         )
     return args
-
-
-def find_images(inputs: Sequence[str], output_dir: Path) -> Samples:
-    """The images and clips that files, folders and patterns name, except those in output_dir, which an earlier run wrote.
-
-    Raises InputError where there is none, or two of one name.
-    """
-    images: dict[str, str] = {}
-    own = os.path.realpath(output_dir)
-    for given in inputs:
-        if os.path.isdir(given):
-            paths = [*rows_or_raise(find_files(Path(given), ("{}.*",))).values()]
-        elif os.path.isfile(given):
-            paths = [given]
-        else:
-            paths = sorted(
-                path
-                for path in glob.glob(given, recursive=True)
-                if path.lower().endswith((*IMAGE_TYPES, *CLIP_TYPES))
-            )
-        paths = [path for path in paths if os.path.realpath(os.path.dirname(path)) != own]
-        if not paths:
-            types = ", ".join(IMAGE_TYPES)
-            raise InputError(
-                f"{given}: there is no image ({types}); use images, folders or patterns like 'photos/*.jpg'"
-            )
-        for path in paths:
-            name = sample_name(os.path.basename(path), (*IMAGE_TYPES, *CLIP_TYPES))
-            if name in images and not os.path.samefile(path, images[name]):
-                raise InputError(
-                    f"{path}: its mask {name}.png would replace that of {images[name]}; use two --output_dir"
-                )
-            images[name] = path
-    return Samples.of((name, path, "") for name, path in images.items())
-
-
-def read_tags(
-    samples: Samples, model: nn.Module, class_names: tuple[str, ...], args: argparse.Namespace
-) -> np.ndarray | None:
-    """The image-level labels (images, K-1) that SIPE needs; None for a segmentation network. Raises InputError where they do not fit."""
-    if not isinstance(model, SIPE):
-        if args.tags or args.tag_table or args.recipe:
-            raise InputError(
-                f"{args.ckpt}: is a segmentation network, which finds the classes itself; leave out tags and recipe"
-            )
-        return None
-    if args.tags:
-        return np.tile(
-            rows_or_raise(label_of(set(args.tags), class_names, "--tags")).astype(np.float32),
-            (len(samples), 1),
-        )
-    if not args.tag_table:
-        raise InputError(
-            f"{args.ckpt}: is SIPE, which must know the classes in an image; pass --tags or --tag_table"
-        )
-    return rows_or_raise(
-        rows_or_raise(read_tag_table(args.tag_table, class_names)).labels_of(
-            samples.names(), args.tag_table
-        )
-    )
-
-
-def settings(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """What the masks depend on besides their image."""
-    return {
-        "checkpoint": outputs.sha256(args.ckpt),
-        "tags": sorted(args.tags)
-        if args.tags
-        else args.tag_table and str(args.tag_table.resolve()),
-        "scales": args.scales,
-        "max_side": args.max_side,
-        "crf": args.crf,
-        "amp": args.amp,
-    } | ({"recipe": model.recipe.name} if isinstance(model, SIPE) else {})
-
-
-def paths_of(sample: Sample, output_dir: Path) -> tuple[Path, ...]:
-    """Where the mask and the overlay of an image go; of a clip, its overlay."""
-    if sample.image.suffix.lower() in CLIP_TYPES:
-        return (output_dir / f"{sample.name}_overlay.mp4",)
-    return label_file.path_of(output_dir, sample.name), output_dir / f"{sample.name}_overlay.jpg"
-
-
-def areas_of(label: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:
-    """The pixels of each class that is in a mask."""
-    return {
-        class_names[key]: int(pixels) for key, pixels in zip(*np.unique(label, return_counts=True))
-    }
-
-
-def write_result(
-    sample: Sample,
-    item: MultiscaleImage,
-    label: np.ndarray,
-    class_names: tuple[str, ...],
-    output_dir: Path,
-) -> None:
-    """Write the mask and the overlay of an image from its upright label (H, W), and print its classes."""
-    mask, overlay = paths_of(sample, output_dir)
-    label_file.save(mask, to_stored_frame(label, item.orientation))
-    visualize.save(overlay, visualize.overlay(item.image, label, class_names))
-    shares = (
-        f"{name} {100 * pixels / label.size:.1f} %"
-        for name, pixels in areas_of(label, class_names).items()
-    )
-    tqdm.write(f"{sample.image}: {', '.join(shares)}")
-
-
-def write_clip(
-    sample: Sample, tags: dict[str, np.ndarray], model: Model, args: argparse.Namespace
-) -> None:
-    """Write a mask for each frame of a clip, and the overlay; what an earlier run has found in it is read instead."""
-    try:
-        from imageio_ffmpeg import read_frames, write_frames
-
-        frames = read_frames(str(sample.image))
-        about = next(frames)
-    except ImportError as error:
-        raise InputError(
-            f"{sample.image}: imageio_ffmpeg cannot be imported ({error}); pip install imageio-ffmpeg"
-        ) from None
-    except (OSError, RuntimeError) as error:
-        raise UnreadableError(
-            f"{sample.image}: cannot be decoded ({str(error).splitlines()[0]}); convert it to an .mp4"
-        ) from None
-    (overlay,), (width, height) = paths_of(sample, args.run_dir), about["size"]
-    flags = {
-        "fps": about["fps"],
-        "macro_block_size": 2,
-        "output_params": ["-f", "mp4"],
-    }  # even sides
-    with (
-        outputs.atomic_write(overlay) as file,
-        closing(write_frames(str(file), (width, height), **flags)) as video,
-    ):
-        video.send(None)
-        for i, frame in enumerate(tqdm(frames, desc=sample.name, unit="frame")):
-            frame, path = (
-                np.frombuffer(frame, np.uint8).reshape(height, width, 3),
-                label_file.path_of(args.run_dir, f"{sample.name}_{i:06}"),
-            )
-            if outputs.is_up_to_date(path, sample.image, *filter(None, [args.tag_table])):
-                label = read_mask(path, len(model.class_names), (height, width))
-            else:
-                label = mask_of(
-                    model, frame, tags.get(sample.name, ()), args.scales, args.max_side, args.crf
-                )
-                label_file.save(path, label)
-            video.send(np.ascontiguousarray(visualize.overlay(frame, label, model.class_names)))
-
-
-def write_areas(samples: Samples, class_names: tuple[str, ...], output_dir: Path) -> None:
-    content = {}
-    for sample in samples:
-        if not label_file.path_of(output_dir, sample.name).is_file():
-            continue  # the image could not be read
-        label = read_mask(label_file.path_of(output_dir, sample.name), len(class_names))
-        content[sample.name] = {
-            "picture": str(sample.image),
-            "size": label.shape,
-            "pixels": areas_of(label, class_names),
-        }
-    outputs.write_json(output_dir / "areas.json", content)
-    print(f"wrote {output_dir / 'areas.json'}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.crf:
         crf.require()
-    samples = find_images(args.inputs, args.run_dir)
-    model = load_model(args.ckpt, args.device, args.amp, recipe=args.recipe)
-    labels = read_tags(samples, model.network, model.class_names, args)
-    tags = {
-        name: np.array(model.class_names[1:])[label == 1]
-        for name, label in zip(samples.names(), [] if labels is None else labels)
-    }
+    samples = find_images(args.inputs, args.output_dir)
+    context = local_context(args.device, args.amp)
+    loaded = inference.load_network(args.ckpt, recipe=args.recipe)
+    tags = read_tags(samples, loaded, args)
+    model = inference.put_on_device(loaded, context)
+    tag_files = [args.tag_table] if args.tag_table else []
 
     def is_done(sample: Sample) -> bool:
-        return all(
-            outputs.is_up_to_date(path, sample.image, *filter(None, [args.tag_table]))
-            for path in paths_of(sample, args.run_dir)
-        )
+        paths = result_paths(sample, args.output_dir)
+        return all(outputs.is_up_to_date(path, sample.image, *tag_files) for path in paths)
 
-    with ctx.run_context(args) as context:
-        results = Results(args.run_dir, "predict", settings(args, model.network), context, args)
-        todo = results.unfinished(samples, is_done, KILOBYTES)
-        of_clips = [i for i in todo if samples[i].image.suffix.lower() in CLIP_TYPES]
-        todo = [i for i in todo if i not in of_clips]
-        for clip in samples.select([i for i in of_clips if samples[i].name in results.replaced]):
-            for path in args.run_dir.glob(f"{glob.escape(clip.name)}_??????.png"):
-                path.unlink()
-        mine = samples.select(todo)
-        for item, keys, maps in segment_all(
-            model, mine, None if labels is None else labels[todo], args, results
-        ):
-            write_result(
-                mine[item.index],
-                item,
-                keys.astype(np.uint8)[argmax_resized(maps, item.size)],
-                model.class_names,
-                args.run_dir,
-            )
-        list(
-            results.map(
-                functools.partial(write_clip, tags=tags, model=model, args=args),
-                samples.select(of_clips),
-                num_workers=0,
-            )
+    with join_run(context, args.output_dir):
+        results = Results(
+            args.output_dir,
+            "predict",
+            settings(args, model),
+            context,
+            flags.result_policy(args),
         )
+        todo = results.unfinished(samples, is_done, KILOBYTES)
+        clip_indices = [index for index in todo if is_clip(samples[index])]
+        image_indices = [index for index in todo if not is_clip(samples[index])]
+        clips = samples.select(clip_indices)
+        delete_replaced_frames(clips, results.replaced, args.output_dir)
+
+        options = InferenceOptions(args.scales, args.max_side, args.crf)
+        images = MultiscaleImages(
+            samples.select(image_indices),
+            None if tags is None else tags[image_indices],
+            options.scaling,
+            skip_unreadable=True,
+        )
+        segmented = inference.segment_all(model, images, options, args.num_workers, results)
+        for result in segmented:
+            sample = images.samples[result.item.index]
+            write_result(sample, result, model.class_names, args.output_dir)
+
+        work = functools.partial(
+            write_clip, model=model, tags=names_of_tags(samples, tags, model), args=args
+        )
+        for _ in results.map(work, clips, num_workers=0):
+            pass
         context.barrier()
         if args.areas and context.is_main:
-            write_areas(samples, model.class_names, args.run_dir)
+            write_areas(samples, model.class_names, args.output_dir)
         results.finish()
 
 
+def find_images(inputs: Sequence[str], output_dir: Path) -> Samples:
+    """The images and clips that files, folders and patterns name.
+
+    Those in output_dir, which an earlier run wrote, are left out. Raises InputError if there is
+    none, or if two have one name.
+    """
+    images: dict[str, str] = {}
+    own = os.path.realpath(output_dir)
+    for given in inputs:
+        paths = []
+        for path in expand_input(given):
+            if os.path.realpath(os.path.dirname(path)) != own:
+                paths.append(path)
+        if not paths:
+            types = ", ".join(IMAGE_TYPES)
+            raise InputError(
+                f"{given}: there is no image ({types});"
+                " use images, folders or patterns like 'photos/*.jpg'"
+            )
+        for path in paths:
+            name = sample_name(os.path.basename(path), ALL_TYPES)
+            if name in images and not os.path.samefile(path, images[name]):
+                raise InputError(
+                    f"{path}: its mask {name}.png would replace that of {images[name]};"
+                    " use two --output_dir"
+                )
+            images[name] = path
+    return Samples.of((name, path, "") for name, path in images.items())
+
+
+def expand_input(given: str) -> list[str]:
+    """The files that an input names: itself, those in a folder, or those that fit a pattern."""
+    if os.path.isdir(given):
+        return [*rows_or_raise(find_files(Path(given), ("{}.*",))).values()]
+    if os.path.isfile(given):
+        return [given]
+    matching = sorted(glob.glob(given, recursive=True))
+    return [path for path in matching if path.lower().endswith(ALL_TYPES)]
+
+
+def read_tags(
+    samples: Samples, loaded: LoadedNetwork, args: argparse.Namespace
+) -> np.ndarray | None:
+    """The tags (images, K-1) 0/1 that SIPE needs; None for a segmentation network.
+
+    Raises InputError if the flags do not fit the network, or the tags its classes.
+    """
+    if not loaded.needs_tags:
+        if args.tags or args.tag_table or args.recipe:
+            raise InputError(
+                f"{args.ckpt}: is a segmentation network, which finds the classes itself;"
+                " leave out tags and recipe"
+            )
+        return None
+    if args.tags:
+        vector = rows_or_raise(encode_tags(set(args.tags), loaded.class_names, "--tags"))
+        return np.tile(vector.astype(np.float32), (len(samples), 1))
+    if not args.tag_table:
+        raise InputError(
+            f"{args.ckpt}: is SIPE, which must know the classes in an image;"
+            " pass --tags or --tag_table"
+        )
+    table = rows_or_raise(read_tag_table(args.tag_table, loaded.class_names))
+    return rows_or_raise(table.tags_of(samples.names(), args.tag_table))
+
+
+def names_of_tags(
+    samples: Samples, tags: np.ndarray | None, model: LoadedModel
+) -> dict[str, list[str]]:
+    """The names of the classes that each sample is tagged with; empty without tags."""
+    if tags is None:
+        return {}
+    classes = np.array(model.class_names[1:])
+    return {name: list(classes[row == 1]) for name, row in zip(samples.names(), tags)}
+
+
+def settings(args: argparse.Namespace, model: LoadedModel) -> dict[str, Any]:
+    """What the masks depend on besides their image."""
+    if args.tags:
+        tags = sorted(args.tags)
+    elif args.tag_table:
+        tags = str(args.tag_table.resolve())
+    else:
+        tags = None
+    content = {
+        **model.digests(),
+        "tags": tags,
+        "scales": args.scales,
+        "max_side": args.max_side,
+        "crf": args.crf,
+        "amp": args.amp,
+    }
+    if model.needs_tags:
+        content["recipe"] = model.network.recipe.name
+    return content
+
+
+def is_clip(sample: Sample) -> bool:
+    return sample.image.suffix.lower() in CLIP_TYPES
+
+
+def clip_overlay_path(sample: Sample, output_dir: Path) -> Path:
+    return output_dir / f"{sample.name}_overlay.mp4"
+
+
+def result_paths(sample: Sample, output_dir: Path) -> list[Path]:
+    """The mask and the overlay of an image; of a clip, its overlay."""
+    if is_clip(sample):
+        return [clip_overlay_path(sample, output_dir)]
+    mask = label_file.path_of(output_dir, sample.name)
+    return [mask, output_dir / f"{sample.name}_overlay.jpg"]
+
+
+def delete_replaced_frames(clips: Samples, replaced: set[str], output_dir: Path) -> None:
+    """Delete the masks of frames of clips that were replaced by others."""
+    for clip in clips:
+        if clip.name in replaced:
+            for path in output_dir.glob(f"{glob.escape(clip.name)}_??????.png"):
+                path.unlink()
+
+
+def areas_of(mask: np.ndarray, class_names: tuple[str, ...]) -> dict[str, int]:
+    """The pixels of each class that is in a mask."""
+    class_ids, counts = np.unique(mask, return_counts=True)
+    return {class_names[key]: int(pixels) for key, pixels in zip(class_ids, counts)}
+
+
+def write_result(
+    sample: Sample, result: SegmentedImage, class_names: tuple[str, ...], output_dir: Path
+) -> None:
+    """Write the mask and the overlay of an image, and print its classes."""
+    item = result.item
+    strongest = argmax_resized(result.maps, item.size)
+    mask = result.class_ids.astype(np.uint8)[strongest]  # upright
+    mask_path, overlay_path = result_paths(sample, output_dir)
+    label_file.save(mask_path, to_stored_frame(mask, item.orientation))
+    visualize.save(overlay_path, visualize.overlay(item.original, mask, class_names))
+    shares = []
+    for name, pixels in areas_of(mask, class_names).items():
+        shares.append(f"{name} {100 * pixels / mask.size:.1f} %")
+    tqdm.write(f"{sample.image}: {', '.join(shares)}")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video that can be decoded: its frames (H * W * 3 bytes RGB each), rate and size."""
+
+    frames: Iterator[bytes]
+    frames_per_second: float
+    width: int
+    height: int
+
+
+def open_clip(path: Path) -> Clip:
+    """Start to decode a clip.
+
+    Raises InputError without imageio-ffmpeg, and UnreadableError for a file that it cannot decode.
+    """
+    try:
+        from imageio_ffmpeg import read_frames
+
+        frames = read_frames(str(path))
+        about = next(frames)
+    except ImportError as error:
+        raise InputError(
+            f"{path}: imageio_ffmpeg cannot be imported ({error}); pip install imageio-ffmpeg"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnreadableError(
+            f"{path}: cannot be decoded ({reason}); convert it to an .mp4"
+        ) from None
+    width, height = about["size"]
+    return Clip(frames, about["fps"], width, height)
+
+
+def write_clip(
+    sample: Sample, model: LoadedModel, tags: dict[str, list[str]], args: argparse.Namespace
+) -> None:
+    """Write a mask for each frame of a clip, and the overlay.
+
+    Masks that an earlier run has written are read instead.
+    """
+    clip = open_clip(sample.image)
+    from imageio_ffmpeg import write_frames
+
+    tag_files = [args.tag_table] if args.tag_table else []
+    options = {"scales": args.scales, "max_side": args.max_side, "use_crf": args.crf}
+    video_options = {
+        "fps": clip.frames_per_second,
+        "macro_block_size": 2,  # even sides
+        "output_params": ["-f", "mp4"],
+    }
+    size = (clip.width, clip.height)
+    overlay_path = clip_overlay_path(sample, args.output_dir)
+    with (
+        outputs.atomic_write(overlay_path) as file,
+        closing(write_frames(str(file), size, **video_options)) as video,
+    ):
+        video.send(None)
+        bar = tqdm(clip.frames, desc=sample.name, unit="frame")
+        for number, data in enumerate(bar):
+            frame = np.frombuffer(data, np.uint8).reshape(clip.height, clip.width, 3)
+            path = label_file.path_of(args.output_dir, f"{sample.name}_{number:06}")
+            if outputs.is_up_to_date(path, sample.image, *tag_files):
+                mask = read_mask(path, len(model.class_names), frame.shape[:2])
+            else:
+                mask = inference.mask_of(model, frame, tags.get(sample.name, ()), **options)
+                label_file.save(path, mask)
+            painted = visualize.overlay(frame, mask, model.class_names)
+            video.send(np.ascontiguousarray(painted))
+
+
+def write_areas(samples: Samples, class_names: tuple[str, ...], output_dir: Path) -> None:
+    """Write the pixels of each class in each mask to areas.json."""
+    content = {}
+    for sample in samples:
+        path = label_file.path_of(output_dir, sample.name)
+        if not path.is_file():
+            continue  # the image could not be read
+        mask = read_mask(path, len(class_names))
+        content[sample.name] = {
+            "picture": str(sample.image),
+            "size": mask.shape,
+            "pixels": areas_of(mask, class_names),
+        }
+    outputs.write_json(output_dir / "areas.json", content)
+    print(f"wrote {output_dir / 'areas.json'}")
+
+
 if __name__ == "__main__":
-    sys.exit(ctx.cli_main(main))
+    sys.exit(cli_main(main))

@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.run_dirs[-1]}: has other classes than {args.run_dir}; compare runs of one dataset"
         )
     items, folder = gather(stages, args.max_images), args.run_dir / "_".join(["report", *names[1:]])
-    with run_context(args) as context:
+    with run_context(args.run_dir) as context:
         outputs.prepare_output_dir(folder, "report", {}, context, overwrite=True)
         results = workers.parallel_map(
             functools.partial(look_at, stages=stages, folder=folder), items, args.num_workers

@@ -74,7 +74,7 @@ class SIPE(nn.Module):
             num_classes - 1, widths[-1]
         )  # `prototypes.class_prototype` of each class
         self.register_buffer(
-            "class_prototypes", prototypes, persistent=self.recipe.class_prototypes
+            "class_prototypes", prototypes, persistent=False
         )
         for i, (width, side_width) in enumerate(zip(widths, SIDE_WIDTHS), 1):
             self.add_module(f"side{i}", nn.Conv2d(width, side_width, 1, bias=False))

@@ -1,7 +1,11 @@
-"""Dense CRF: labels that follow the image's own edges (Krähenbühl, Koltun, NIPS 2011), with the settings of SIPE's authors.
+"""Dense CRF: labels that follow the image's own edges (Krähenbühl, Koltun, NIPS 2011).
 
-pydensecrf is imported only where it is used, as nothing else needs it.
+The settings are those of SIPE's authors. pydensecrf is imported only when it is used, as nothing
+else needs it.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +17,11 @@ GAUSSIAN = {"sxy": 3, "compat": 3}
 BILATERAL = {"sxy": 50, "srgb": 5, "compat": 10}
 LABEL_CERTAINTY = 0.7
 BACKGROUND_SCALE = 0.5
-SEGMENTATION = {
+LEAST_PROBABILITY = 1e-5
+SEGMENTATION = {  # DeepLab-v2's, for its networks
     "gaussian": {"sxy": 1, "compat": 3},
     "bilateral": {"sxy": 67, "srgb": 3, "compat": 4},
-}  # DeepLab-v2's, for its networks
+}
 SETTINGS = {
     "iterations": ITERATIONS,
     "gaussian": GAUSSIAN,
@@ -26,67 +31,104 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The pairwise terms of the CRF and its number of iterations."""
+
+    gaussian: dict[str, Any]
+    bilateral: dict[str, Any]
+    iterations: int
+
+
+AUTHORS_TERMS = Terms(GAUSSIAN, BILATERAL, ITERATIONS)
+
+
 def require() -> None:
-    """Raise InputError where pydensecrf is not installed."""
+    """Raise InputError if pydensecrf is not installed."""
     try:
         import pydensecrf.densecrf  # noqa: F401
-    except (ImportError, ValueError) as error:  # the latter: built for another numpy
+    except (ImportError, ValueError) as error:  # ValueError: it was built for another numpy
         raise InputError(
-            f"pydensecrf: cannot be imported ({error}); pip install pydensecrf2 (it needs a C++ compiler)"
+            f"pydensecrf: cannot be imported ({error});"
+            " pip install pydensecrf2 (it needs a C++ compiler)"
         ) from None
 
 
 def refine_label(image: np.ndarray, label: np.ndarray, num_labels: int) -> np.ndarray:
     """Refine hard labels, each of which is right with probability 0.7.
 
-    image (H, W, 3) uint8, label (H, W) in 0..num_labels-1. Returns probabilities (num_labels, H, W) float32, of sum 1.
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) in 0..num_labels-1.
+
+    Returns:
+        Probabilities (num_labels, H, W) float32, of sum 1.
     """
-    others = -np.log((1 - LABEL_CERTAINTY) / max(num_labels - 1, 1))
-    unary = np.where(
-        np.arange(num_labels)[:, None, None] == label, -np.log(LABEL_CERTAINTY), others
-    )
-    return _infer(image, unary)
+    others = max(num_labels - 1, 1)
+    energy_of_others = -np.log((1 - LABEL_CERTAINTY) / others)
+    energy_of_label = -np.log(LABEL_CERTAINTY)
+    is_label = np.arange(num_labels)[:, None, None] == label
+    unary = np.where(is_label, energy_of_label, energy_of_others)
+    return _infer(image, unary, AUTHORS_TERMS)
 
 
 def refine_maps(
     image: np.ndarray,
     maps: np.ndarray,
-    gaussian: dict = GAUSSIAN,
-    bilateral: dict = BILATERAL,
+    gaussian: dict[str, Any] = GAUSSIAN,
+    bilateral: dict[str, Any] = BILATERAL,
     iterations: int = ITERATIONS,
 ) -> np.ndarray:
-    """Refine soft maps: image (H, W, 3) uint8, maps (k, H, W) at least 0 -> probabilities (k, H, W) float32, of sum 1.
+    """Refine soft maps.
 
-    gaussian, bilateral: the pairwise terms; SEGMENTATION has those for a segmentation network's probabilities.
+    Args:
+        image: (H, W, 3) uint8.
+        maps: (k, H, W), at least 0.
+        gaussian, bilateral: the pairwise terms; SEGMENTATION has those for the probabilities of
+            a segmentation network.
+
+    Returns:
+        Probabilities (k, H, W) float32, of sum 1.
     """
-    probability = maps / maps.sum(0).clip(1e-5)
-    return _infer(image, -np.log(probability.clip(1e-5)), gaussian, bilateral, iterations)
+    probability = maps / maps.sum(0).clip(LEAST_PROBABILITY)
+    unary = -np.log(probability.clip(LEAST_PROBABILITY))
+    return _infer(image, unary, Terms(gaussian, bilateral, iterations))
 
 
 def inter_pixel_label(image: np.ndarray, maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Confident labels: what the CRF calls foreground, and what it calls background even when the background map is halved.
+    """Confident labels, from which IRN learns.
 
-    image (H, W, 3) uint8, maps (k, H, W) in [0, 1], background first, keys (k,) their class ids. Returns (H, W) uint8 class
-    ids, 255 where uncertain.
+    A pixel is foreground if the CRF calls it so, and background if the CRF calls it so even when
+    the background map is halved.
+
+    Args:
+        image: (H, W, 3) uint8.
+        maps: (k, H, W) in [0, 1], background first.
+        keys: (k,) their class ids.
+
+    Returns:
+        (H, W) uint8 class ids, 255 for uncertain pixels.
     """
-    foreground = keys[refine_label(image, maps.argmax(0), len(keys)).argmax(0)]
+    foreground = _refined_class_ids(image, maps, keys)
     halved = np.concatenate([maps[:1] * BACKGROUND_SCALE, maps[1:]])
-    background = keys[refine_label(image, halved.argmax(0), len(keys)).argmax(0)] == 0
-    return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE)).astype(np.uint8)
+    is_background = _refined_class_ids(image, halved, keys) == 0
+    background_or_unknown = np.where(is_background, 0, IGNORE)
+    return np.where(foreground > 0, foreground, background_or_unknown).astype(np.uint8)
 
 
-def _infer(
-    image: np.ndarray,
-    unary: np.ndarray,
-    gaussian: dict = GAUSSIAN,
-    bilateral: dict = BILATERAL,
-    iterations: int = ITERATIONS,
-) -> np.ndarray:
+def _refined_class_ids(image: np.ndarray, maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(H, W) the class ids of the strongest maps, after the CRF."""
+    refined = refine_label(image, maps.argmax(0), len(keys))
+    return keys[refined.argmax(0)]
+
+
+def _infer(image: np.ndarray, unary: np.ndarray, terms: Terms) -> np.ndarray:
     from pydensecrf.densecrf import DenseCRF2D
 
     num_labels, height, width = unary.shape
     field = DenseCRF2D(width, height, num_labels)
-    field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(num_labels, -1), np.float32))
-    field.addPairwiseGaussian(**gaussian)
-    field.addPairwiseBilateral(rgbim=np.array(image, order="C"), **bilateral)
-    return np.array(field.inference(iterations)).reshape(unary.shape)
+    energy = unary.reshape(num_labels, -1)
+    field.setUnaryEnergy(np.ascontiguousarray(energy, np.float32))
+    field.addPairwiseGaussian(**terms.gaussian)
+    field.addPairwiseBilateral(rgbim=np.array(image, order="C"), **terms.bilateral)
+    return np.array(field.inference(terms.iterations)).reshape(unary.shape)

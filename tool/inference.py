@@ -1,53 +1,114 @@
-"""The Python surface: load any checkpoint, and find maps and masks in images. Below it is what the stages share."""
+"""The Python surface: load any checkpoint, and find maps and masks in images.
 
-import argparse
+Below it is what the stages share.
+"""
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.annotations import label_of, read_classes, rows_or_raise
+from data.annotations import encode_tags, read_classes, rows_or_raise
 from data.datasets import (
+    USUAL_PIXELS,
     MultiscaleImage,
     MultiscaleImages,
     inference_loader,
     present_classes,
     to_multiscale,
 )
-from data.registry import COCO, VOC, Samples
-from data.transforms import normalize, shrink
+from data.registry import COCO, VOC
+from data.transforms import Scaling, normalize, shrink
 from errors import InputError
 from network import deeplab
 from network.fusion import fuse_scales
 from network.irn import IRN
-from network.prototypes import class_prototype
+from network.recipe import RECIPES
 from network.resnet import fold_batchnorm
-from network.sipe import SIPE, general_cam
+from network.sipe import SIPE
 from network.spatial import resize_maps
 
-from . import cam_file, checkpoint, crf
+from . import cam_file, checkpoint, class_prototypes, crf
 from .context import Context, local_context
 from .flags import MAX_SIDE
+from .outputs import sha256
 from .results import Results
+from .workers import check_shared_memory
 
-PROTOTYPE_IMAGES, STRONG, MOST_CELLS = (
-    100,
-    0.1,
-    (60, 40),
-)  # of class prototypes: images, threshold of the CAM, strong and weak cells
 SCALES = (0.5, 1.0, 1.5)
-MIN_PROBABILITY = 0.1  # classes below it everywhere do not matter to an image
+MIN_PROBABILITY = 0.1  # a class that stays below it everywhere does not matter to an image
+DEFAULT_CROP = 512  # of authors' irn.pth, which does not note it
 
 
-class Model(NamedTuple):  # ready for inference
-    network: nn.Module  # a segmentation network, or SIPE
-    class_names: tuple[str, ...]  # background first
-    context: Context  # its device and precision
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network from a checkpoint.
+
+    Attributes:
+        class_names: background first.
+        kind: checkpoint.SIPE_KIND or SEGMENTATION_KIND.
+        files: the checkpoint, and the class prototypes beside it if the recipe uses them.
+    """
+
+    network: nn.Module
+    class_names: tuple[str, ...]
+    kind: str
+    files: tuple[Path, ...]
+
+    @property
+    def needs_tags(self) -> bool:
+        """Whether the network must know the classes that are in an image."""
+        return self.kind == checkpoint.SIPE_KIND
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each file, for the settings.json of what the network makes."""
+        names = ("checkpoint", "class_prototypes")
+        return {name: sha256(path) for name, path in zip(names, self.files)}
+
+
+@dataclass(frozen=True)
+class LoadedModel(LoadedNetwork):
+    """A network on its device, ready for inference at the context's precision."""
+
+    context: Context
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """The maps of one image on the network's own grids, on the CPU, upright.
+
+    Attributes:
+        class_ids: (k,), background first.
+        by_kind: "is_cam" and "cam": (k, h, w) in [0, 1] for each scale.
+    """
+
+    class_ids: np.ndarray
+    by_kind: dict[str, list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a network sees images, and whether the dense CRF refines what it finds.
+
+    Attributes:
+        scales: sizes relative to the image, each used with its mirror.
+        max_side: larger images are shrunk to this side first, in pixels; 0: never.
+    """
+
+    scales: Sequence[float] = SCALES
+    max_side: int = MAX_SIDE
+    use_crf: bool = False
+
+    @property
+    def scaling(self) -> Scaling:
+        return Scaling(tuple(self.scales), self.max_side)
 
 
 def load_model(
@@ -56,240 +117,323 @@ def load_model(
     amp: str = "off",
     class_names: tuple[str, ...] | None = None,
     recipe: str | None = None,
-) -> Model:
-    """`load_network` on a device; device, amp, recipe: as the flags of the stages. Raises InputError as it does, and for the device."""
-    context = local_context(device, amp)
-    network, class_names = load_network(path, class_names, recipe)
-    return Model(to_device(network, context), class_names, context)
+) -> LoadedModel:
+    """`load_network` on a device.
+
+    device, amp and recipe are as the flags of the stages. Raises InputError as `load_network`
+    does, and for the device.
+    """
+    return put_on_device(load_network(path, class_names, recipe), local_context(device, amp))
+
+
+def put_on_device(loaded: LoadedNetwork, context: Context) -> LoadedModel:
+    """Prepare a loaded network for inference on the device of a context, for good."""
+    network = to_device(loaded.network, context)
+    return LoadedModel(network, loaded.class_names, loaded.kind, loaded.files, context)
 
 
 def maps_of(
-    model: Model,
+    model: LoadedModel,
     image: np.ndarray,
     tags: Iterable[str] = (),
-    scales: Sequence[float] = SCALES,
-    max_side: int = MAX_SIDE,
-    use_crf: bool = False,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The class ids (k,) that matter to an image, background first, and how strongly each pixel belongs to each: (k, H, W) in [0, 1].
+    """The classes that matter to an image, and how strongly each pixel belongs to each.
 
-    These are SIPE's IS-CAMs, or a segmentation network's probabilities. image: (H, W, 3) uint8 RGB, upright. tags: the names of the
-    classes in it, which only SIPE needs. The rest is as the flags of predict.py. Raises InputError for tags that SIPE cannot use.
+    These are SIPE's IS-CAMs, or a segmentation network's probabilities.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, upright.
+        tags: the names of the classes in the image, which only SIPE needs.
+        options: scales, max_side and use_crf, as in InferenceOptions.
+
+    Returns:
+        (k,) class ids, background first, and (k, H, W) in [0, 1].
+
+    Raises InputError for tags that SIPE cannot use.
     """
-    label = rows_or_raise(label_of({*tags}, model.class_names, "tags")).astype(np.float32)
-    if isinstance(model.network, SIPE) and not label.any():
+    vector = rows_or_raise(encode_tags({*tags}, model.class_names, "tags")).astype(np.float32)
+    if model.needs_tags and not vector.any():
         raise InputError("tags: SIPE must know the classes in an image; pass their names")
-    keys, maps = _segment(
-        model, to_multiscale(image, label, scales, max_side), scales, max_side, use_crf
-    )
-    return keys, resize_maps(maps, image.shape[:2])
+    how = InferenceOptions(**options)
+    item = to_multiscale(image, vector, how.scaling)
+    class_ids, maps = _segment(model, item, how)
+    return class_ids, resize_maps(maps, image.shape[:2])
 
 
-def mask_of(model: Model, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
-    """The mask of an image, (H, W) uint8 class ids: at each pixel the strongest of `maps_of`, which has the same arguments."""
-    keys, maps = maps_of(model, image, *args, **kwargs)
-    return keys.astype(np.uint8)[maps.argmax(0)]
+def mask_of(
+    model: LoadedModel,
+    image: np.ndarray,
+    tags: Iterable[str] = (),
+    **options: Any,
+) -> np.ndarray:
+    """The mask of an image, (H, W) uint8 class ids: the class of the strongest map at each pixel.
+
+    The arguments are those of `maps_of`.
+    """
+    class_ids, maps = maps_of(model, image, tags, **options)
+    return class_ids.astype(np.uint8)[maps.argmax(0)]
 
 
 def refine(image: np.ndarray, maps: np.ndarray, crf_on: str = "labels", **terms: Any) -> np.ndarray:
-    """Probabilities (k, H, W) of maps (k, H, W), at least 0, with borders at the edges of an image (H, W, 3) uint8, by the dense CRF.
+    """Move the borders of maps to the edges of an image by the dense CRF.
 
-    crf_on: start from the "labels", the strongest map of each pixel, or from the "maps", with terms as `crf.refine_maps` takes them.
+    Args:
+        image: (H, W, 3) uint8.
+        maps: (k, H, W), at least 0.
+        crf_on: start from the "labels", the strongest map of each pixel, or from the "maps".
+        terms: of the CRF on maps, as `crf.refine_maps` takes them.
+
+    Returns:
+        Probabilities (k, H, W).
     """
-    return (
-        crf.refine_label(image, maps.argmax(0), len(maps))
-        if crf_on == "labels"
-        else crf.refine_maps(image, maps, **terms)
-    )
+    if crf_on == "labels":
+        return crf.refine_label(image, maps.argmax(0), len(maps))
+    return crf.refine_maps(image, maps, **terms)
 
 
 def load_network(
-    path: Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """A segmentation network or SIPE (the authors' checkpoints too) and its class names, background first.
+    path: str | Path, class_names: tuple[str, ...] | None = None, recipe: str | None = None
+) -> LoadedNetwork:
+    """A segmentation network, or SIPE from our checkpoint or the authors'.
 
-    class_names: the dataset's. recipe: of SIPE's IS-CAMs, in place of that of its training.
-    Raises InputError for any other file, and for a checkpoint of other classes than the dataset's.
+    Args:
+        class_names: the dataset's, background first.
+        recipe: of SIPE's IS-CAMs; None: the one that the checkpoint was trained for.
+
+    Raises InputError for any other file, and for a checkpoint of other classes.
     """
+    path = Path(path)
     content = checkpoint.read(path)
     tensors = content.get("net", content.get("model"))  # the authors' format, or ours
     if class_names:
         checkpoint.check_classes(content, class_names, path)
-    class_names = (
-        class_names or checkpoint.class_names_of(content) or _authors_classes(tensors, path)
-    )
-    arguments = checkpoint.arguments(content)
-    backbone, recipe = (
-        str(arguments.get("backbone", "resnet50")),
-        recipe or str(arguments.get("recipe", "sipe")),
-    )
-    try:
-        model = deeplab.build(arguments, len(class_names)) or checkpoint.build_sipe(
-            len(class_names), backbone, recipe=recipe
+    else:
+        class_names = checkpoint.class_names_of(content) or _authors_classes(tensors, path)
+    kind = checkpoint.kind_of(content)
+    if kind == checkpoint.IRN_KIND:
+        raise InputError(
+            f"{path}: is a checkpoint of IRN; use one of train_seg.py or train_resnet50_SIPE.py"
         )
+    arguments = checkpoint.arguments(content)
+    if kind == checkpoint.SEGMENTATION_KIND:
+        network = _build_segmentation(arguments, len(class_names), path)
+        checkpoint.load_tensors(network, tensors, path)
+        return LoadedNetwork(network, class_names, kind, (path,))
+    return _load_sipe(path, content, class_names, recipe)
+
+
+def recipe_of(path: Path) -> str:
+    """The recipe that SIPE's checkpoint was trained for: its own note, or that of the file beside."""
+    arguments = checkpoint.arguments(checkpoint.read(path))
+    beside = class_prototypes.read_beside(path)
+    return str(arguments.get("recipe") or beside.get("recipe", "sipe"))
+
+
+def _build_segmentation(arguments: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
+    network = deeplab.build(arguments, num_classes)
+    if network is None:
+        raise InputError(
+            f"{path}: holds an unknown network ({arguments.get('network')});"
+            " use a checkpoint of train_seg.py"
+        )
+    return network
+
+
+def _load_sipe(
+    path: Path, content: Mapping[str, Any], class_names: tuple[str, ...], recipe: str | None
+) -> LoadedNetwork:
+    """SIPE, with the class prototypes that its recipe needs."""
+    tensors = content.get("net", content.get("model"))
+    arguments = checkpoint.arguments(content)
+    beside = class_prototypes.read_beside(path)
+    noted = arguments.get("recipe") or beside.get("recipe", "sipe")
+    name = recipe or str(noted)
+    backbone = str(arguments.get("backbone", "resnet50"))
+    try:
+        network = checkpoint.build_sipe(len(class_names), backbone, recipe=name)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    needs_prototypes = isinstance(model, SIPE) and model.recipe.class_prototypes
-    if needs_prototypes and isinstance(tensors, Mapping) and "class_prototypes" not in tensors:
-        raise InputError(
-            f"{path}: holds no class prototypes; train it with --recipe {recipe}, or use another recipe"
-        )
-    checkpoint.load_tensors(model, tensors, path)
-    return model, class_names
+    checkpoint.load_tensors(network, tensors, path)
+    files = (path,)
+    if RECIPES[name].class_prototypes:
+        inside = tensors.get("class_prototypes")  # of older checkpoints
+        prototypes = beside.get("class_prototypes") if inside is None else inside
+        expected = network.class_prototypes.shape
+        if not torch.is_tensor(prototypes) or prototypes.shape != expected:
+            raise InputError(
+                f"{path}: holds no class prototypes;"
+                f" train it with --recipe {name}, or use another recipe"
+            )
+        network.class_prototypes.copy_(prototypes)
+        if inside is None:
+            files = (path, class_prototypes.path_beside(path))
+    return LoadedNetwork(network, class_names, checkpoint.SIPE_KIND, files)
 
 
 def _authors_classes(tensors: object, path: Path) -> tuple[str, ...]:
-    """The class names of the authors' checkpoints, which hold none: VOC's or COCO's, by their number."""
+    """The class names of the authors' checkpoints, which note none: VOC's or COCO's."""
     weight = tensors.get("classifier.weight") if isinstance(tensors, Mapping) else None
-    for names in map(read_classes, (VOC.classes, COCO.classes)):
-        if torch.is_tensor(weight) and weight.ndim and len(weight) == len(names) - 1:
-            return names
+    if torch.is_tensor(weight) and weight.ndim:
+        for spec in (VOC, COCO):
+            names = read_classes(spec.classes)
+            if len(weight) == len(names) - 1:
+                return names
     raise InputError(
-        f"{path}: holds no class names and is not an authors' checkpoint; use one of train_seg.py or train_resnet50_SIPE.py"
+        f"{path}: holds no class names and is not an authors' checkpoint;"
+        " use one of train_seg.py or train_resnet50_SIPE.py"
     )
 
 
-def load_irn(path: Path) -> tuple[IRN, int]:
-    """IRN from our checkpoint or the authors' irn.pth, and the side of the crop that it was trained with. Raises InputError otherwise."""
-    content, model = checkpoint.read(path), IRN()
-    checkpoint.load_tensors(model, content.get("model", content), path)
-    return model, checkpoint.arguments(content).get("crop_size", 512)
+@dataclass(frozen=True)
+class LoadedIRN:
+    """IRN, and the side of the crop that it was trained with, in pixels."""
+
+    network: IRN
+    crop_size: int
+
+
+def load_irn(path: Path) -> LoadedIRN:
+    """IRN from our checkpoint or the authors' irn.pth. Raises InputError for any other file."""
+    content = checkpoint.read(path)
+    network = IRN()
+    checkpoint.load_tensors(network, content.get("model", content), path)
+    crop_size = checkpoint.arguments(content).get("crop_size", DEFAULT_CROP)
+    return LoadedIRN(network, crop_size)
 
 
 def to_device(model: nn.Module, context: Context) -> nn.Module:
     """Prepare a network for inference on the device, for good."""
-    return fold_batchnorm(model).to(context.device, memory_format=torch.channels_last)
+    folded = fold_batchnorm(model)
+    return folded.to(context.device, memory_format=torch.channels_last)
+
+
+def image_loader(images: MultiscaleImages, num_workers: int, context: Context) -> DataLoader:
+    """Load images one at a time. Raises InputError if shared memory is too small for them."""
+    pixels = USUAL_PIXELS * sum(scale**2 for scale in images.scaling.scales)
+    check_shared_memory(num_workers, round(3 * pixels))
+    return inference_loader(images, num_workers, pin_memory=context.is_cuda)
 
 
 def multiscale_cams(
     model: SIPE, items: Sequence[MultiscaleImage], context: Context
-) -> list[tuple[np.ndarray, dict[str, list[torch.Tensor]]]]:
-    """The CAMs of images of one size.
-
-    Returns, for each image, the kept class ids (k,), background first, and each kind of map ("is_cam", "cam"): (k, h, w) in [0, 1] a
-    scale, on the CPU, upright.
-    """
-    label = torch.stack([item.label for item in items])
-    kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most maps are not worth copying
-    kept = tuple(index.to(context.device) for index in kept)
-    label = label.to(context.device)
-    keys = [present_classes(item.label) for item in items]
-    maps = {kind: [] for kind in cam_file.KINDS}
+) -> list[ImageMaps]:
+    """The CAMs of images of one size, for the background and the tags of each."""
+    tags = torch.stack([item.tags for item in items])
+    class_ids = [present_classes(item.tags) for item in items]
+    counts = [len(ids) for ids in class_ids]
+    # the maps of absent classes are not worth copying: these pick (image, class) pairs
+    with_background = F.pad(tags, (1, 0), value=1)
+    present = [index.to(context.device) for index in with_background.nonzero(as_tuple=True)]
+    tags = tags.to(context.device)
+    on_device = {kind: [] for kind in cam_file.KINDS}
     for images in zip(*(item.images for item in items)):  # all images at one scale
-        image = normalize(
-            torch.stack([one.to(context.device, non_blocking=True) for one in images])
-        )
+        batch = torch.stack([image.to(context.device, non_blocking=True) for image in images])
         with context.autocast():
-            out = model.localize(image, label)
-        for kind, scales in maps.items():
-            scales.append(getattr(out, kind)[kept])
-    maps = {
-        kind: [one.cpu().split([len(ids) for ids in keys]) for one in scales]
-        for kind, scales in maps.items()
-    }  # wait for a GPU once
-    return [
-        (ids, {kind: [parts[i] for parts in scales] for kind, scales in maps.items()})
-        for i, ids in enumerate(keys)
-    ]
-
-
-@torch.no_grad()
-def find_class_prototypes(
-    model: SIPE, samples: Samples, labels: np.ndarray, seed: int, num_workers: int, context: Context
-) -> torch.Tensor:
-    """The prototypes of all classes, (K-1, D), from at most 100 training images of each; 0 without any.
-
-    Images enter at half their size, with a long side of at most 320. The processes share the classes. Few
-    cells an image are kept, so that a class takes about 0.2 GB at most with ResNet-50.
-    """
-    found, classifier = {}, model.classifier.weight.detach()[:, :, 0, 0].float()
-    classes = context.shard(range(labels.shape[1]))
-    for k in tqdm(classes, desc="class prototypes", unit="class", disable=not context.is_main):
-        rng = np.random.default_rng((seed, k))
-        chosen = rng.permutation(np.flatnonzero(labels[:, k]))[:PROTOTYPE_IMAGES]
-        if not len(chosen):
-            continue
-        cells = [], []
-        for item in inference_loader(
-            MultiscaleImages(samples.select(chosen), None, [0.5], MAX_SIDE),
-            num_workers,
-            context.is_cuda,
-        ):
-            with context.autocast():
-                logits, layer4, _ = model.forward_features(
-                    normalize(item.images[0][None].to(context.device))
-                )
-            cam, grid = general_cam(logits)[0, k + 1].flatten(), layer4[0].float().flatten(1).T
-            for kept, there, most in zip(cells, (cam > STRONG, cam <= STRONG), MOST_CELLS):
-                places = rng.permutation(there.nonzero()[:, 0].cpu().numpy())[:most]
-                kept.append(grid[torch.from_numpy(places).to(grid.device)])
-        strong, weak = map(torch.cat, cells)
-        if len(strong):
-            found[k] = class_prototype(strong, weak, classifier, k).cpu()
-    prototypes = torch.zeros(len(classifier), classifier.shape[1])
-    for part in context.all_gather_object(found):
-        for k, prototype in part.items():
-            prototypes[k] = prototype
-    return prototypes
+            out = model.localize(normalize(batch), tags)
+        for kind, scales in on_device.items():
+            maps = getattr(out, kind)
+            scales.append(maps[tuple(present)])
+    by_image = [ImageMaps(ids, {kind: [] for kind in cam_file.KINDS}) for ids in class_ids]
+    for kind, scales in on_device.items():  # only now does the CPU wait for a GPU
+        for maps in scales:
+            for image_maps, part in zip(by_image, maps.cpu().split(counts)):
+                image_maps.by_kind[kind].append(part)
+    return by_image
 
 
 @torch.no_grad()
 def multiscale_probability(
     model: nn.Module, item: MultiscaleImage, context: Context
 ) -> torch.Tensor:
-    """Class probabilities of an image by a segmentation network, averaged over scales and mirrors: (K, H, W) at the working size."""
+    """Class probabilities by a segmentation network, averaged over scales and mirrors.
+
+    Returns (K, H, W) at the working size of the image, on the CPU.
+    """
     total = 0
     for image in item.images:
-        image = normalize(image[None].to(context.device))
+        batch = normalize(image[None].to(context.device))
         with context.autocast():
-            logits = model(torch.cat([image, image.flip(3)])).float()
+            logits = model(torch.cat([batch, batch.flip(3)])).float()
         maps = F.interpolate(
             logits, item.working_size, mode="bilinear", align_corners=model.align_corners
         )
-        straight, mirrored = maps if model.mean_of_logits else maps.softmax(1)
+        if not model.mean_of_logits:
+            maps = maps.softmax(1)
+        straight, mirrored = maps
         total = total + straight + mirrored.flip(2)
     mean = total / (2 * len(item.images))
-    return (mean.softmax(0) if model.mean_of_logits else mean).cpu()
+    if model.mean_of_logits:
+        mean = mean.softmax(0)
+    return mean.cpu()
 
 
 def likely_classes(probability: np.ndarray) -> np.ndarray:
-    """(k,) class ids that matter to an image, from probabilities (K, H, W): the background, what wins a pixel, what reaches 0.1."""
-    matters = probability.reshape(len(probability), -1).max(1) >= MIN_PROBABILITY
-    matters[[0, *np.unique(probability.argmax(0))]] = True
+    """The classes that matter to an image, from probabilities (K, H, W): (k,) class ids.
+
+    These are the background, the classes that win a pixel, and those that reach 0.1 somewhere.
+    """
+    highest = probability.reshape(len(probability), -1).max(1)
+    matters = highest >= MIN_PROBABILITY
+    matters[0] = True
+    matters[np.unique(probability.argmax(0))] = True
     return np.flatnonzero(matters)
 
 
-def segment_all(
-    model: Model,
-    samples: Samples,
-    labels: np.ndarray | None,
-    args: argparse.Namespace,
-    results: Results,
-) -> Iterator[tuple[MultiscaleImage, np.ndarray, np.ndarray]]:
-    """`maps_of` every image on disk that can be read, at working size, under a progress bar; args: scales, max_side, crf, num_workers.
+@dataclass(frozen=True)
+class SegmentedImage:
+    """An image and what a network found in it.
 
-    labels: (len(samples), K-1) 0/1, for SIPE.
+    Attributes:
+        class_ids: (k,), background first.
+        maps: (k, H, W) in [0, 1] at the working size of the image, upright.
     """
-    images_at_scales = MultiscaleImages(samples, labels, args.scales, args.max_side, skip=True)
-    loader = inference_loader(images_at_scales, args.num_workers, model.context.is_cuda)
-    for item in results.readable(
-        tqdm(loader, "masks", unit="image", disable=not results.context.is_main)
-    ):
-        yield item, *_segment(model, item, args.scales, args.max_side, args.crf)
+
+    item: MultiscaleImage
+    class_ids: np.ndarray
+    maps: np.ndarray
+
+
+def segment_all(
+    model: LoadedModel,
+    images: MultiscaleImages,
+    options: InferenceOptions,
+    num_workers: int,
+    results: Results,
+) -> Iterator[SegmentedImage]:
+    """`maps_of` every image on disk that can be read, at working size, under a progress bar."""
+    loader = image_loader(images, num_workers, model.context)
+    bar = tqdm(loader, "masks", unit="image", disable=not results.context.is_main)
+    for item in results.readable(bar):
+        class_ids, maps = _segment(model, item, options)
+        yield SegmentedImage(item, class_ids, maps)
 
 
 def _segment(
-    model: Model, item: MultiscaleImage, scales: Sequence[float], max_side: int, use_crf: bool
+    model: LoadedModel, item: MultiscaleImage, options: InferenceOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    network, image = model.network, shrink(item.image, max_side) if use_crf else None
-    if isinstance(network, SIPE):
-        keys, maps = multiscale_cams(network, [item], model.context)[0]
-        maps = fuse_scales(
-            maps["is_cam"], item.working_size, True, network.recipe.background_at(scales)
-        ).numpy()
-        return keys, refine(image, maps) if use_crf else maps
-    maps = multiscale_probability(network, item, model.context).numpy()
-    keys = likely_classes(maps)
-    return keys, refine(
-        image, maps[keys], "maps", **(crf.SEGMENTATION | network.crf)
-    ) if use_crf else maps[keys]
+    """Class ids (k,) and maps (k, H, W) of an image at working size."""
+    if model.needs_tags:
+        return _localize(model, item, options)
+    network = model.network
+    probability = multiscale_probability(network, item, model.context).numpy()
+    class_ids = likely_classes(probability)
+    maps = probability[class_ids]
+    if options.use_crf:
+        image = shrink(item.original, options.max_side)
+        maps = refine(image, maps, "maps", **(crf.SEGMENTATION | network.crf))
+    return class_ids, maps
+
+
+def _localize(
+    model: LoadedModel, item: MultiscaleImage, options: InferenceOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_segment` by SIPE."""
+    (image_maps,) = multiscale_cams(model.network, [item], model.context)
+    background = model.network.recipe.background_at(options.scales)
+    maps = fuse_scales(image_maps.by_kind["is_cam"], item.working_size, True, background)
+    maps = maps.numpy()
+    if options.use_crf:
+        image = shrink(item.original, options.max_side)
+        maps = refine(image, maps)
+    return image_maps.class_ids, maps

@@ -1,7 +1,8 @@
-"""What a stage writes: whole files only, one writer a folder, and one rule for what is already done.
+"""What a stage writes: whole files, one writer a folder, and one rule for what is already done.
 
-A folder of results holds settings.json: the stage that made it, its settings, the SHA-256 of its checkpoint. A file in it is up to date
-if it exists, is not older than the files that it was made from, and its image has as many bytes as .sizes.json notes.
+A folder of results holds settings.json: the stage that made it, its settings, and the SHA-256 of
+its checkpoint. A file in the folder is up to date if it exists and is not older than the files
+that it was made from.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +25,21 @@ from errors import InputError
 if TYPE_CHECKING:
     from .context import Context
 
-SETTINGS, SIZES, SKIPPED = "settings.json", ".sizes.json", "skipped.json"
-LATER_SETTINGS = {"recipe": "sipe"}  # what folders without them were made with
-DYING = 30  # seconds that the worker processes of a killed command may take to end
-RESULTS = (".npz", ".png", ".jpg", ".html", ".json", ".mp4")
+SETTINGS = "settings.json"
+SIZES = ".sizes.json"
+SKIPPED = "skipped.json"
+RESULT_TYPES = (".npz", ".png", ".jpg", ".html", ".json", ".mp4")
+SETTINGS_BEFORE = {"recipe": "sipe"}  # the values of folders that were made without these settings
+EXIT_SECONDS = 30  # that the worker processes of a killed command may take to end
+UNKNOWN = "unknown"
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` for a file or folder; it becomes `path` when the block ends without an error.
+    """Yield a temporary name beside `path`; it becomes `path` if the block ends without an error.
 
-    Raises InputError where there is a folder already, and where the disk refuses (full, read-only, no permission).
+    The block may make a file or a folder of that name. Raises InputError if there is a folder
+    already, or if the disk refuses (full, read-only, no permission).
     """
     temporary = path.with_name(path.name + ".tmp")
     if path.is_dir():
@@ -47,15 +53,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another folder or fix the disk"
+            f"{path}: cannot be written ({error.strerror or error});"
+            " choose another folder or fix the disk"
         ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # a folder
-        _delete(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # if it is a folder
+        delete_quietly(temporary)
+
+
+def delete_quietly(path: Path) -> None:
+    """Delete a file if it is there and can be deleted."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def make_writable(folder: Path) -> None:
-    """Make a folder; raises InputError where nothing can be written to it."""
+    """Make a folder; raises InputError if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -66,7 +79,7 @@ def make_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file. Raises InputError where the disk refuses."""
+    """Write a JSON file. Raises InputError if the disk refuses."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -85,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file. Raises InputError where it cannot be read."""
+    """The SHA-256 of a file. Raises InputError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
@@ -104,60 +117,76 @@ def is_up_to_date(path: Path, *sources: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class FolderState:
+    """What a stage finds in the folder that it is about to fill."""
+
+    has_other_settings: bool
+    is_empty: bool
+
+
 def prepare_output_dir(
     folder: Path, stage: str, settings: dict[str, Any], context: "Context", overwrite: bool
 ) -> None:
     """Note in FOLDER/settings.json which stage fills the folder and how.
 
-    overwrite: delete the results in the folder. Raises InputError for a folder with other settings, and for one that holds files but no
-    settings.json of this stage: that is somebody else's, and nothing in it is deleted; and where another command is writing to it.
+    Args:
+        settings: what the results depend on besides their sources.
+        overwrite: delete the results in the folder.
+
+    Raises InputError for a folder with other settings, for a folder that another command is
+    writing to, and for one that holds files but no settings.json of this stage: nothing in a
+    folder of unknown origin is ever deleted.
     """
     make_writable(folder)
     settings = {"made_by": stage, **settings}
-    _look(folder, settings, overwrite)  # somebody else's folder does not even get a lock
+    _inspect(folder, settings, overwrite)  # a folder of unknown origin does not even get a lock
     lock(folder / SETTINGS, context)
     context.barrier()
-    is_changed, is_empty = _look(
-        folder, settings, overwrite
-    )  # again, as the lock may have waited for another command's end
-    context.barrier()  # all have looked before anybody writes or deletes
-    if context.is_main and (is_changed or overwrite):
-        if overwrite and not is_empty:
+    # again, as the lock may have waited for the end of another command
+    state = _inspect(folder, settings, overwrite)
+    context.barrier()  # every process has inspected the folder before one writes or deletes
+    if context.is_main and (state.has_other_settings or overwrite):
+        if overwrite and not state.is_empty:
             _delete_results(folder)
         write_json(folder / SETTINGS, settings)
     context.barrier()
 
 
-def _look(folder: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
-    """Whether the folder notes other settings than these, and whether it is empty. Raises InputError as `prepare_output_dir` does."""
-    path, stage = folder / SETTINGS, settings["made_by"]
+def _inspect(folder: Path, settings: dict[str, Any], overwrite: bool) -> FolderState:
+    """Compare a folder with the settings of a stage; raises as `prepare_output_dir` does."""
+    stage = settings["made_by"]
+    path = folder / SETTINGS
     before = read_json(path) if path.is_file() else {}
-    ours = (
-        {SETTINGS, SKIPPED} if "made_by" in before else set()
-    )  # somebody else's program may have a settings.json, too
-    is_empty = all(
-        file.name in ours or file.suffix == ".tmp" or file.name.startswith(".")
-        for file in folder.iterdir()
-    )
+    # another program may have a settings.json, too
+    own_notes = {SETTINGS, SKIPPED} if "made_by" in before else set()
+    is_empty = all(_is_no_result(file, own_notes) for file in folder.iterdir())
     if before.get("made_by") != stage and not is_empty:
         raise InputError(
-            f"{folder}: holds files that {stage}.py did not write; choose another folder, or move them away"
+            f"{folder}: holds files that {stage}.py did not write;"
+            " choose another folder, or move them away"
         )
-    changed = [
-        name for name in settings if before.get(name, LATER_SETTINGS.get(name)) != settings[name]
-    ]
+    changed = []
+    for name, value in settings.items():
+        if before.get(name, SETTINGS_BEFORE.get(name)) != value:
+            changed.append(name)
     if changed and not is_empty and not overwrite:
         raise InputError(
-            f"{path}: its files were made with another {' and '.join(changed)}; choose another folder, or use --overwrite"
+            f"{path}: its files were made with another {' and '.join(changed)};"
+            " choose another folder, or use --overwrite"
         )
-    return bool(changed), is_empty
+    return FolderState(has_other_settings=bool(changed), is_empty=is_empty)
+
+
+def _is_no_result(file: Path, own_notes: set[str]) -> bool:
+    return file.name in own_notes or file.suffix == ".tmp" or file.name.startswith(".")
 
 
 def _delete_results(folder: Path) -> None:
-    """Delete the results of a stage but for settings.json: without it the folder would be somebody else's."""
+    """Delete the results of a stage, but not settings.json, which shows whose folder this is."""
     try:
         for path in folder.iterdir():
-            if path.suffix in RESULTS and path.name != SETTINGS:
+            if path.suffix in RESULT_TYPES and path.name != SETTINGS:
                 path.unlink()
     except OSError as error:
         raise InputError(
@@ -165,31 +194,59 @@ def _delete_results(folder: Path) -> None:
         ) from None
 
 
+@dataclass(frozen=True)
+class LockOwner:
+    """The command that holds a lock, as far as it is known."""
+
+    process: str = UNKNOWN
+    host: str = UNKNOWN
+    since: str = UNKNOWN
+
+    @classmethod
+    def read(cls, path: Path) -> "LockOwner":
+        """The owner that a file notes."""
+        with contextlib.suppress(OSError):
+            fields = path.read_text().split(maxsplit=2)
+            if len(fields) == 3:
+                return cls(*fields)
+        return cls()
+
+    @classmethod
+    def this_process(cls) -> "LockOwner":
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        return cls(str(os.getpid()), socket.gethostname(), since)
+
+    def write(self, path: Path) -> None:
+        path.write_text(f"{self.process} {self.host} {self.since}")
+
+    def may_run(self) -> bool:
+        """Whether the command may still run: False only if it ran on this machine and ended."""
+        is_here = self.process.isdigit() and self.host == socket.gethostname()
+        shows_processes = Path("/proc/self").exists()
+        has_ended = not Path(f"/proc/{self.process}").exists()
+        return not (is_here and shows_processes and has_ended)
+
+
 def lock(path: Path, context: "Context") -> None:
-    """Keep other commands from writing a file and what belongs to it, until this one ends. Raises InputError where one is writing."""
-    if not context.is_main:  # the processes of one torchrun share it
+    """Keep other commands from writing a file and what belongs to it, until this command ends.
+
+    The processes of one torchrun share the lock. Raises InputError if another command writes.
+    """
+    if not context.is_main:
         return
-    held, owner = (
-        FileLock(path.with_name(f".{path.name}.lock")),
-        path.with_name(f".{path.name}.owner"),
-    )
+    file_lock = FileLock(path.with_name(f".{path.name}.lock"))
+    owner_file = path.with_name(f".{path.name}.owner")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            if _is_alive(owner):
-                raise
-            held.acquire(timeout=DYING)
-        context.stack.callback(held.release)
-        context.stack.callback(_delete, owner)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner.write_text(f"{os.getpid()} {socket.gethostname()} {since}")
+        _acquire(file_lock, owner_file)
+        context.stack.callback(file_lock.release)
+        context.stack.callback(delete_quietly, owner_file)
+        LockOwner.this_process().write(owner_file)
     except Timeout:
-        pid, host, since = _owner(owner)
-        who = f"process {pid} on {host}, since {since}"
+        owner = LockOwner.read(owner_file)
         raise InputError(
-            f"{path.parent}: another command writes here ({who}); wait until it ends, or choose another folder"
+            f"{path.parent}: another command writes here (process {owner.process} on"
+            f" {owner.host}, since {owner.since}); wait until it ends, or choose another folder"
         ) from None
     except OSError as error:
         raise InputError(
@@ -197,38 +254,23 @@ def lock(path: Path, context: "Context") -> None:
         ) from None
 
 
-def _owner(path: Path) -> list[str]:
-    """Process id, host and start of the command that holds a lock, as far as they are known."""
-    with contextlib.suppress(OSError):
-        noted = path.read_text().split(maxsplit=2)
-        if len(noted) == 3:
-            return noted
-    return ["unknown"] * 3
-
-
-def _is_alive(owner: Path) -> bool:
-    """Whether the owner of a lock may still run: False only for a process of this machine that has ended."""
-    pid, host, _ = _owner(owner)
-    return not (
-        pid.isdigit()
-        and host == socket.gethostname()
-        and not Path(f"/proc/{pid}").exists()
-        and Path("/proc/self").exists()
-    )
-
-
-def _delete(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+def _acquire(file_lock: FileLock, owner_file: Path) -> None:
+    """Take a lock at once, or after the worker processes of a killed command have ended."""
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        if LockOwner.read(owner_file).may_run():
+            raise
+        file_lock.acquire(timeout=EXIT_SECONDS)
 
 
 def check_space(folder: Path, needed: float, context: "Context") -> None:
-    """Print how many bytes a command will write to a folder, with a warning if the disk has fewer."""
-    free = shutil.disk_usage(
-        next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    ).free
+    """Print how many bytes a command will write; warn if the disk has fewer."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     context.print(f"disk space: about {needed / 1e9:.2g} GB in {folder}")
     if needed > free:
         context.print(
-            f"warning: {folder}: only {free / 1e9:.2g} GB are free; if the disk gets full, make room and run the same command"
+            f"warning: {folder}: only {free / 1e9:.2g} GB are free;"
+            " if the disk gets full, make room and run the same command"
         )
