@@ -1,9 +1,10 @@
-"""Stage 4: inter-pixel labels, from which IRN learns: the pixels that the dense CRF is sure of, for every image.
+"""Stage 4: inter-pixel labels, from which IRN learns: the pixels that the dense CRF is sure of.
 
     python make_ir_labels.py --dataset voc --dataset_root /data/VOC2012 --run_dir runs/voc
 
-Reads the images of --list and RUN_DIR/cam. Writes RUN_DIR/ir_label/NAME.png: class ids, 0 for confident background, 255 for
-uncertain. Images with an up-to-date label are skipped: run the same command to resume.
+Reads the images of --list and RUN_DIR/cam. Writes RUN_DIR/ir_label/NAME.png: class ids, 0 for
+confident background, 255 for uncertain. Images with an up-to-date label are skipped: run the same
+command to resume.
 """
 
 import argparse

@@ -224,7 +224,7 @@ def load_network(
 
 
 def recipe_of(path: Path) -> str:
-    """The recipe that SIPE's checkpoint was trained for: its own note, or that of the file beside."""
+    """The recipe that a checkpoint of SIPE was trained for, by its own note or the file beside it."""
     arguments = checkpoint.arguments(checkpoint.read(path))
     beside = class_prototypes.read_beside(path)
     return str(arguments.get("recipe") or beside.get("recipe", "sipe"))
@@ -326,7 +326,7 @@ def multiscale_cams(
     with_background = F.pad(tags, (1, 0), value=1)
     present = [index.to(context.device) for index in with_background.nonzero(as_tuple=True)]
     tags = tags.to(context.device)
-    on_device = {kind: [] for kind in cam_file.KINDS}
+    on_device = _no_maps()
     for images in zip(*(item.images for item in items)):  # all images at one scale
         batch = torch.stack([image.to(context.device, non_blocking=True) for image in images])
         with context.autocast():
@@ -334,12 +334,16 @@ def multiscale_cams(
         for kind, scales in on_device.items():
             maps = getattr(out, kind)
             scales.append(maps[tuple(present)])
-    by_image = [ImageMaps(ids, {kind: [] for kind in cam_file.KINDS}) for ids in class_ids]
+    by_image = [ImageMaps(ids, _no_maps()) for ids in class_ids]
     for kind, scales in on_device.items():  # only now does the CPU wait for a GPU
         for maps in scales:
             for image_maps, part in zip(by_image, maps.cpu().split(counts)):
                 image_maps.by_kind[kind].append(part)
     return by_image
+
+
+def _no_maps() -> dict[str, list[torch.Tensor]]:
+    return {kind: [] for kind in cam_file.KINDS}
 
 
 @torch.no_grad()
