@@ -1,254 +1,168 @@
-"""Where a command runs: its flags, device and processes; and errors in one line."""
+"""Where a command runs: its device and processes; and errors in one line."""
 
-import argparse
-import importlib
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
 from errors import InputError
-from tool import context, flags
+from tool import context
 from tool.context import Context, choose_device, cli_main
-from tool.flags import non_negative_float, non_negative_int, positive_int, scale
 
-
-@pytest.mark.parametrize(("most", "strategy"), [(64, "file_system"), (10**6, None), (-1, None)])
-def test_many_files_may_be_open_as_far_as_the_system_allows(monkeypatch, most, strategy):
-    calls = {}
-
-    def setrlimit(kind, limits):
-        if limits == (-1, -1):
-            raise ValueError("as macOS does")
-        calls[kind] = limits
-
-    fake = argparse.Namespace(
-        RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda kind: (32, most), setrlimit=setrlimit
-    )
-    monkeypatch.setattr(context, "resource", fake)
-    monkeypatch.setattr(
-        torch.multiprocessing, "set_sharing_strategy", lambda name: calls.update(strategy=name)
-    )
-    assert cli_main(lambda: None) == 0
-    assert (calls.get(7), calls.get("strategy")) == (None if most < 0 else (most, most), strategy)
-
-
-def place(rank: int = 0, world_size: int = 1, **more) -> Context:
-    return Context(torch.device("cpu"), rank, world_size, **more)
-
-
-@pytest.mark.parametrize(
-    ("kind", "taken", "refused"),
-    [
-        (positive_int, {"1": 1, "16": 16}, ["0", "-1", "1.5", "many", ""]),
-        (
-            non_negative_int,
-            {"0": 0, "4294967295": 2**32 - 1},
-            ["-1", "4294967296", "1.5", "nan", ""],
-        ),
-        (non_negative_float, {"0": 0, "1e-4": 1e-4, "3": 3}, ["-1", "nan", "inf", "x", ""]),
-        (scale, {"0.01": 0.01, "8": 8}, ["0", "-1", "8.1", "nan", "inf", "x"]),
-    ],
+OLD_DRIVER = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 2023
+GCC version:  gcc version 12.2.0
+"""
+OPEN_DRIVER = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (root@x)\n"
 )
-def test_numbers_of_flags(kind, taken, refused):
-    assert {text: kind(text) for text in taken} == taken
-    for text in refused:
-        with pytest.raises(argparse.ArgumentTypeError):
-            kind(text)
 
 
-REFUSED_FLAGS = {
-    "train_resnet50_SIPE": [
-        *(
-            "--batch_size 0",
-            "--max_epochs 0",
-            "--crop_size 0",
-            "--log_every 0",
-            "--seed -1",
-            "--save_every -1",
-            "--lr nan",
-        ),
-        *("--momentum -1", "--wt_dec -1", "--amp half", "--visualize False", "--num_workers -1"),
-        *(
-            "--resize_long 64 32",
-            "--resize_long 0 32",
-            "--dataset folder",
-            "--dataset coco",
-            "--dataset imagenet",
-        ),
-    ],
-    "make_cam": ["--scales 0", "--scales 9", "--scales 1 nan", "--maps grad_cam", "--batch_size 0"],
-    "eval_cam": ["--num_workers -1", "--device cpu"],
-    "make_ir_labels": ["--map grad_cam", "--num_workers 1.5"],
-    "train_irn": [
-        "--crop_size 82",
-        "--crop_size 76",
-        "--scales 1.5 0.5",
-        "--scales 0 1",
-        "--scales 1 nan",
-        "--scales 1",
-    ],
-    "make_seg_labels": [
-        *(
-            "--refine sam",
-            "--map grad_cam",
-            "--crf_on images",
-            "--beta 0",
-            "--beta nan",
-            "--beta 1001",
-            "--exp_times -1",
-        ),
-        *(
-            "--exp_times 17",
-            "--exp_times 1.5",
-            "--crf_on maps",
-            "--refine crf --beta 3",
-            "--refine none --irn_ckpt x",
-        ),
-    ],
-    "eval_seg": ["--num_workers -1"],
-    "train_seg": [
-        *(
-            "--network unet",
-            "--output_stride 4",
-            "--scales 2 0.5",
-            "--max_side many",
-            "--class_balance -1",
-            "--class_balance 1.5",
-        )
-    ],
-    "infer_seg": [
-        "--scales 0",
-        "--max_side -1",
-        "--submission photo.jpg",
-        "--submission mine.tgz --dataset coco --dataset_root x",
-    ],
-    "predict": [
-        "--scales 0",
-        "--max_side -1",
-        "--num_workers -1",
-        "--amp half",
-        "--tags cat --tag_table x.csv",
-        "--output_dir folder",
-    ],
-}
+def place(rank: int = 0, world_size: int = 1) -> Context:
+    return Context(torch.device("cpu"), rank, world_size)
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [(script, flags) for script, table in REFUSED_FLAGS.items() for flags in table],
-)
-def test_a_script_refuses_a_flag_out_of_range_by_name(script, flags, capsys, tmp_path, monkeypatch):
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path)
-    more = ["folder", "--ckpt", "none.pth"] if script == "predict" else []
-    with pytest.raises(SystemExit) as end:
-        importlib.import_module(script).parse_args([*more, *flags.split()])
-    assert end.value.code == 2
-    assert any(
-        part in capsys.readouterr().err.splitlines()[-1]
-        for part in flags.split()
-        if part.startswith("--")
-    )
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """Set how many GPUs PyTorch can use; returns the devices that are chosen."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(context, "DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
+    def set_count(count: int) -> list[torch.device]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        return chosen
 
-@pytest.mark.parametrize("script", [script for script in REFUSED_FLAGS if script != "predict"])
-def test_stages_share_their_flags_and_the_places_that_depend_on_the_dataset(script):
-    parse_args = importlib.import_module(script).parse_args
-    args = parse_args(["--session_name", "runs/old"])  # the authors' name of --run_dir
-    assert (args.dataset, str(args.dataset_root), args.run_dir) == (
-        "voc",
-        "./VOC2012",
-        Path("runs/old"),
-    )
-    assert parse_args(["--dataset", "coco", "--dataset_root", "x"]).run_dir == Path("runs/coco")
-
-
-@pytest.mark.parametrize(
-    ("cores", "processes", "most", "expected"),
-    [
-        (64, None, 8, 8),
-        (64, None, None, 64),
-        (3, None, 8, 3),
-        (64, 16, 8, 4),
-        (64, 16, None, 4),
-        (2, 4, None, 1),
-    ],
-)
-def test_default_workers_share_out_the_cores(monkeypatch, cores, processes, most, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if processes:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    parser = flags.stage_parser("doc", max_workers=most)
-    assert parser.parse_args([]).num_workers == expected
-    assert parser.parse_args(["--num_workers", "0"]).num_workers == 0
+    return set_count
 
 
 @pytest.mark.parametrize(
     ("count", "name", "expected"),
     [
-        *(
-            (0, "auto", "cpu"),
-            (0, "cpu", "cpu"),
-            (2, "cpu", "cpu"),
-            (2, "auto", "cuda:1"),
-            (2, "cuda", "cuda:1"),
-            (2, "cuda:0", "cuda:0"),
-        ),
-        *(
-            (0, name, None)
-            for name in ("cuda", "cuda:0", "gpu", "", "cuda:x", "cuda:-1", "mps", "meta")
-        ),
-        *((2, name, None) for name in ("cuda:2", "cuda:1000")),
+        (0, "auto", "cpu"),
+        (0, "cpu", "cpu"),
+        (2, "cpu", "cpu"),
+        (2, "auto", "cuda:1"),
+        (2, "cuda", "cuda:1"),
+        (2, "cuda:0", "cuda:0"),
     ],
 )
 def test_the_second_process_takes_its_own_device_or_the_one_that_is_named(
-    monkeypatch, count, name, expected
+    gpus, count, name, expected
 ):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    if expected:
-        assert choose_device(name, local_rank=1) == torch.device(expected)
-        assert chosen == [torch.device(expected)] * (expected != "cpu")
-    else:
-        with pytest.raises(InputError, match=f"^--device {name}: "):
-            choose_device(name)
-        assert chosen == []
+    chosen = gpus(count)
+    assert choose_device(name, local_rank=1) == torch.device(expected)
+    is_gpu = expected != "cpu"
+    assert chosen == ([torch.device(expected)] if is_gpu else [])
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (0, "cuda"),
+        (0, "cuda:0"),
+        (0, "gpu"),
+        (0, ""),
+        (0, "cuda:x"),
+        (0, "cuda:-1"),
+        (0, "mps"),
+        (0, "meta"),
+        (2, "cuda:2"),
+        (2, "cuda:1000"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(gpus, count, name):
+    chosen = gpus(count)
+    with pytest.raises(InputError, match=f"^--device {name}: "):
+        choose_device(name)
+    assert chosen == []
+
+
+def test_one_gpu_for_several_processes_is_refused(gpus, monkeypatch):
+    gpus(4)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert choose_device("cuda", local_rank=3) == torch.device("cuda:3")
+    with pytest.raises(InputError, match=r"^--device cuda:1: 4 processes would share"):
+        choose_device("cuda:1", local_rank=3)
+
+
+class TestDriver:
+    """A machine with NVIDIA's driver whose GPU PyTorch cannot use."""
+
+    @pytest.fixture(autouse=True)
+    def driver(self, gpus, monkeypatch, tmp_path):
+        gpus(0)
+        monkeypatch.setattr(context, "DRIVER", tmp_path / "version")
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        (tmp_path / "version").write_text(OLD_DRIVER)
+
+    def test_auto_does_not_take_the_cpu_in_silence(self):
+        with pytest.raises(InputError) as error:
+            choose_device("auto")
+        line = str(error.value)
+        assert "\n" not in line
+        for part in ("--device auto: ", "535.104.05", "CUDA 13.0", "--device cpu"):
+            assert part in line
+
+    def test_a_build_without_cuda_is_named(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        with pytest.raises(InputError, match="is built without CUDA"):
+            choose_device("auto")
+
+    @pytest.mark.parametrize("hidden", ["", "-1"])
+    def test_the_cpu_is_taken_if_it_is_meant(self, monkeypatch, hidden):
+        assert choose_device("cpu") == torch.device("cpu")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert choose_device("auto") == torch.device("cpu")
+
+    @pytest.mark.parametrize(
+        ("text", "version"),
+        [
+            (OLD_DRIVER, "535.104.05"),
+            (OPEN_DRIVER, "570.86.10"),
+            ("something else", "of unknown version"),
+        ],
+    )
+    def test_its_version_is_read(self, tmp_path, text, version):
+        (tmp_path / "version").write_text(text)
+        assert context.driver_version() == version
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_processes_share_out_a_list_and_the_first_prints(world_size, capsys):
     places = [place(rank, world_size) for rank in range(world_size)]
     shards = [each.shard(list("abcde")) for each in places]
-    assert sorted(item for shard in shards for item in shard) == list("abcde")
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    items = []
+    for shard in shards:
+        items += shard
+    assert sorted(items) == list("abcde")
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
     for each in places:
         each.print(f"rank {each.rank}")
     assert capsys.readouterr().out == "rank 0\n"
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"),
+    ("where", "dtype"),
     [({"device": "cpu", "amp": "bf16"}, torch.bfloat16), ({}, torch.float32)],
     ids=["bf16", "off"],
 )
-def test_run_context_makes_the_folder_and_sets_the_precision(tmp_path, monkeypatch, flags, dtype):
+def test_run_context_makes_the_folder_and_sets_the_precision(tmp_path, monkeypatch, where, dtype):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(
-        context, "check_precision", lambda amp, device: None
-    )  # tests also run on processors without bf16
-    with context.run_context(argparse.Namespace(run_dir=tmp_path / "run", **flags)) as found:
-        assert (found.device, found.rank, found.world_size) == (torch.device("cpu"), 0, 1)
-        assert found.is_main and not found.is_cuda and list((tmp_path / "run").iterdir()) == []
-        with found.autocast():
-            assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
+    # tests also run on processors without bf16
+    monkeypatch.setattr(context, "check_precision", lambda amp, device: None)
+    with context.run_context(tmp_path / "run", **where) as run:
+        assert (run.device, run.rank, run.world_size) == (torch.device("cpu"), 0, 1)
+        assert run.is_main and not run.is_cuda
+        assert list((tmp_path / "run").iterdir()) == []
+        with run.autocast():
+            product = torch.mm(torch.ones(2, 2), torch.ones(2, 2))
+        assert product.dtype == dtype
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +178,7 @@ def raising(error: BaseException):
 
 
 def in_a_worker(error: Exception) -> Exception:
-    """The error as a DataLoader raises it when its worker process did, without that process."""
+    """The error as a DataLoader raises it if its worker process did, without that process."""
     try:
         raise error from InputError("what the worker met first")
     except type(error):
@@ -276,44 +190,38 @@ def in_a_worker(error: Exception) -> Exception:
 
 
 LINE = "a.jpg: no such image; correct the list"
+NO_MEMORY = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried\nmore"
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nmore"
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "named"),
+    ("error", "named"),
     [
-        (InputError(LINE), 2, LINE),
-        (in_a_worker(InputError(LINE)), 2, LINE),
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
-            2,
-            "--batch_size",
-        ),
-        (MemoryError(), 2, "--batch_size"),
-        (
-            RuntimeError(
-                "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried\nmore"
-            ),
-            2,
-            "--batch_size",
-        ),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-            2,
-            "--num_workers",
-        ),
-        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 2, "--num_workers"),
-        (KeyboardInterrupt(), 130, ""),
+        (InputError(LINE), LINE),
+        (in_a_worker(InputError(LINE)), LINE),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"), "--batch_size"),
+        (MemoryError(), "--batch_size"),
+        (RuntimeError(NO_MEMORY), "--batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--num_workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "--num_workers"),
+        (RuntimeError(NO_KERNEL), "has no code for this GPU"),
     ],
 )
-def test_what_a_user_can_fix_is_one_line_and_a_status(capsys, error, status, named):
-    assert cli_main(raising(error)) == status
+def test_what_a_user_can_fix_is_one_line_and_a_status(capsys, error, named):
+    assert cli_main(raising(error)) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and len(printed.err.strip().splitlines()) == 1
-    assert (
-        printed.err.strip().startswith("make_cam.py: error: " if status == 2 else "make_cam.py: ")
-        and named in printed.err
-    )
-    assert LINE not in named or printed.err == f"make_cam.py: error: {LINE}\n"
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("make_cam.py: error: ")
+    assert named in line
+    if named == LINE:
+        assert line == f"make_cam.py: error: {LINE}"
+
+
+def test_ctrl_c_says_how_to_resume(capsys):
+    assert cli_main(raising(KeyboardInterrupt())) == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("make_cam.py: ")
 
 
 @pytest.mark.parametrize(
@@ -331,7 +239,7 @@ def test_other_errors_are_raised(error):
 
 
 @pytest.mark.parametrize(
-    ("amp", "onednn", "avx512", "own_bf16", "ends"),
+    ("amp", "onednn", "avx512", "own_bf16", "is_refused"),
     [
         ("bf16", False, False, False, True),
         ("bf16", True, True, True, False),
@@ -342,18 +250,18 @@ def test_other_errors_are_raised(error):
     ],
 )
 def test_a_precision_without_instructions_for_it_is_refused_on_a_cpu(
-    amp, onednn, avx512, own_bf16, ends, monkeypatch, tmp_path
+    amp, onednn, avx512, own_bf16, is_refused, monkeypatch, tmp_path
 ):
     for name in ("bf16", "fp16"):
         monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: onednn)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: own_bf16)
     context.check_precision(amp, torch.device("cuda"))
-    args = argparse.Namespace(device="cpu", amp=amp, run_dir=tmp_path / "run")
-    if ends:
-        with pytest.raises(InputError, match=f"^--amp {amp}: "), context.run_context(args):
+    run = context.run_context(tmp_path / "run", "cpu", amp)
+    if is_refused:
+        with pytest.raises(InputError, match=f"^--amp {amp}: "), run:
             pass
-        assert not args.run_dir.exists()
-    else:
-        with context.run_context(args) as place:
-            assert place.amp == context.AMP[amp]
+        assert not (tmp_path / "run").exists()
+        return
+    with run as here:
+        assert here.amp == context.AMP[amp]

@@ -1,6 +1,6 @@
-"""The training loop: two groups under one schedule, terms that hold, and a stopped run that ends like a whole one."""
+"""The training loop: two groups under one schedule; a stopped run ends like a whole one."""
 
-import argparse
+import dataclasses
 import math
 from pathlib import Path
 
@@ -15,20 +15,26 @@ from data.registry import Samples
 from errors import InputError
 from tool import checkpoint, trainer
 from tool.context import Context
-from tool.trainer import RunFiles, Trainer, make_optimizer, optimizer_step
+from tool.options import TrainingOptions
+from tool.trainer import RunFiles, Trainer, TrainingJob, make_optimizer, optimizer_step
 
+CPU = torch.device("cpu")
 NAMES = ("background", "cat")
-NUM_IMAGES, BATCH_SIZE, EPOCHS = 7, 2, 2  # three steps an epoch, six in all
-
-
-def parse(*flags: str, **defaults) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    trainer.add_flags(
-        parser,
-        **{"batch_size": BATCH_SIZE, "max_epochs": EPOCHS, "lr_help": "of everything"} | defaults,
-    )
-    parser.set_defaults(num_workers=0)  # of a flag that the scripts' parsers have
-    return parser.parse_args(flags)
+NUM_IMAGES = 7
+OPTIONS = TrainingOptions(  # three steps an epoch, six in all
+    batch_size=2,
+    max_epochs=2,
+    crop_size=8,
+    lr=0.1,
+    momentum=0.5,
+    weight_decay=0.1,
+    seed=15,
+    resume=True,
+    save_every=500,
+    log_every=50,
+    num_workers=0,
+    compile=False,
+)
 
 
 class Numbers(Dataset):
@@ -43,50 +49,50 @@ class Numbers(Dataset):
         return {"value": torch.tensor(epoch_and_index, dtype=torch.float32)}
 
 
-def terms_of(*flags: str, digest: str) -> dict:
-    return trainer.terms_of(
-        argparse.Namespace(**vars(parse(*flags)), scales=[0.5, 1.5]),
-        ("seed", "lr", "batch_size", "scales"),
-        digest,
-    )
+class Line(nn.Linear):
+    """Three weights, of which the bias learns ten times as fast and does not decay."""
+
+    def parameter_groups(self) -> list[dict]:
+        return [
+            {"params": [self.weight], "lr_scale": 1},
+            {"params": [self.bias], "lr_scale": 10, "weight_decay": 0.0},
+        ]
 
 
-def groups_of(backbone: nn.Parameter, head: nn.Parameter) -> list[dict]:
-    return [
-        {"params": [backbone], "lr_scale": 1},
-        {"params": [head], "lr_scale": 10, "weight_decay": 0.0},
-    ]
+def make_job(folder: Path, digest: str = "of the data", **changes) -> TrainingJob:
+    options = dataclasses.replace(OPTIONS, **changes)
+    arguments = {
+        "seed": options.seed,
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+        "scales": [0.5, 1.5],
+        "digest": digest,
+    }
+    files = RunFiles.of(folder, "irn")
+    return TrainingJob(files, options, arguments, NAMES, NUM_IMAGES, checkpoint.IRN_KIND)
 
 
-def trainer_in(
-    folder: Path, *flags: str, digest: str = "of the data", kind: type[Context] = Context, **place
-) -> Trainer:
-    """A trainer of three weights, on numbers that torch draws."""
+def make_trainer(job: TrainingJob, context: Context | None = None) -> Trainer:
+    """A trainer of three weights that torch draws."""
     torch.manual_seed(0)
-    args, terms, model = parse(*flags), terms_of(*flags, digest=digest), nn.Linear(2, 1)
-    args.momentum, args.wt_dec = 0.5, 0.1
-    context = kind(torch.device("cpu"), **place)
-    return Trainer(
-        args,
-        context,
-        RunFiles.of(folder, "irn"),
-        terms,
-        NAMES,
-        NUM_IMAGES,
-        model,
-        groups_of(model.weight, model.bias),
-    )
+    return Trainer(job, Line(2, 1), context or Context(CPU))
+
+
+def trainer_in(folder: Path, **changes) -> Trainer:
+    return make_trainer(make_job(folder, **changes))
 
 
 def train(run: Trainer, stop_after: int | None = None, spoil: int | None = None) -> list[int]:
-    """Train to the end, or stop in the middle of the step after stop_after; returns the steps that were taken."""
+    """Train to the end, or stop in the middle of the step after stop_after.
+
+    spoil: the step after which a weight is no number. Returns the steps that were taken.
+    """
     taken = []
     for batch in run.batches(Numbers()):
         if stop_after is not None and run.current > stop_after:
             return taken
-        norm = run.step(
-            (run.network(batch["value"]) - torch.rand(BATCH_SIZE, 1)).square().sum(), max_norm=1
-        )
+        difference = run.network(batch["value"]) - torch.rand(OPTIONS.batch_size, 1)
+        norm = run.step(difference.square().sum(), max_norm=1)
         if run.current == spoil:
             run.model.bias.data.fill_(torch.nan)
         run.log({"norm": norm}, "nothing", lambda: np.zeros((4, 4, 3), np.uint8))
@@ -99,36 +105,20 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*.pth")}
 
 
-def test_defaults_are_the_published_ones_and_the_authors_names_are_known():
-    args = parse(batch_size=16, max_epochs=5)
-    assert (args.batch_size, args.max_epochs, args.crop_size, args.seed) == (16, 5, 512, 15)
-    assert (args.lr, args.momentum, args.wt_dec) == (0.1, 1e-4, 1e-4)
-    assert args.resume and args.list is None and not args.compile
-    args = parse(
-        "--train_list",
-        "x.txt",
-        "--max_epoches",
-        "3",
-        "--print_freq",
-        "7",
-        "--no-resume",
-        lr=0.5,
-        momentum=0.9,
-        wt_dec=5e-4,
-    )
-    assert (args.list, args.max_epochs, args.log_every, args.resume, args.lr, args.momentum) == (
-        "x.txt",
-        3,
-        7,
-        False,
-        0.5,
-        0.9,
-    )
-    assert RunFiles.of(Path("run"), "") == (
-        Path("run/ckpt/final.pth"),
-        Path("run/ckpt/last.pth"),
-        Path("run/tensorboard"),
-    )
+def assert_is_one_line_about(error: InputError, path: Path) -> None:
+    assert str(error).startswith(f"{path}: ")
+    assert "\n" not in str(error)
+
+
+def test_sipes_files_have_no_name_before_them():
+    files = RunFiles.of(Path("run"), "")
+    assert files.final == Path("run/ckpt/final.pth")
+    assert files.last == Path("run/ckpt/last.pth")
+    assert files.logs == Path("run/tensorboard")
+
+
+def refuse_to_write(self, data) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("when", ["open", "write"])
@@ -136,112 +126,140 @@ def test_a_training_goes_on_without_tensorboard(when, tmp_path, capsys, monkeypa
     if when == "open":
         (tmp_path / "tensorboard").touch()
     else:
-        monkeypatch.setattr(
-            RecordWriter,
-            "write",
-            lambda self, data: (_ for _ in ()).throw(OSError(28, "No space left on device")),
-        )
-    train(trainer_in(tmp_path, "--log_every", "1"))
+        monkeypatch.setattr(RecordWriter, "write", refuse_to_write)
+    train(trainer_in(tmp_path, log_every=1))
     printed = capsys.readouterr()
-    assert files_in(tmp_path) == {"irn.pth"} and "Traceback" not in printed.err
+    assert files_in(tmp_path) == {"irn.pth"}
+    assert "Traceback" not in printed.err
     assert printed.out.count(f"warning: {tmp_path / 'tensorboard/irn'}: ") == 1
 
 
 def test_images_that_cannot_be_read_are_named_before_the_first_step(tmp_path, capsys):
+    rows = []
     for name in ("a", "b"):
-        (tmp_path / f"{name}.jpg").write_bytes(b"no image")
-    rows = [(name, str(tmp_path / f"{name}.jpg"), "") for name in ("a", "b")]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(InputError, match=f"^{tmp_path / 'a.jpg'}: "),
-    ):
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(b"no image")
+        rows.append((name, str(path), ""))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Numbers, "samples", Samples.of(rows))
-        train(trainer_in(tmp_path))
+        with pytest.raises(InputError, match=f"^{tmp_path / 'a.jpg'}: "):
+            train(trainer_in(tmp_path))
     assert f"\n{tmp_path / 'b.jpg'}: " in capsys.readouterr().out
 
 
-def test_a_batch_that_cannot_be_filled_or_shared_is_refused():
-    args = parse("--list", "x.txt", "--batch_size", "16")
-    trainer.check_batch(args, 16, 4)
-    for images, processes, name in ((15, 1, "--list x.txt"), (16, 3, "--batch_size 16")):
-        with pytest.raises(InputError, match=f"^{name}: "):
-            trainer.check_batch(args, images, processes)
+def test_too_small_a_shared_memory_is_named_before_the_first_step(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "check_shared_memory", lambda *sizes: asked.append(sizes))
+    train(trainer_in(tmp_path, crop_size=16))
+    assert asked == [(0, 2 * 16 * 16 * 5)]  # workers; two crops of five bytes a pixel
 
 
-def make(steps: int = 10, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0):
-    backbone, head = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimizer, schedule = make_optimizer(
-        groups_of(backbone, head), lr, steps, momentum, weight_decay
-    )
-    return backbone, head, optimizer, schedule
+@pytest.mark.parametrize(
+    ("images", "processes", "name"), [(15, 1, "--list x.txt"), (16, 3, "--batch_size 16")]
+)
+def test_a_batch_that_cannot_be_filled_or_shared_is_refused(images, processes, name):
+    trainer.check_batch(16, 16, 4, "x.txt")
+    with pytest.raises(InputError, match=f"^{name}: "):
+        trainer.check_batch(16, images, processes, "x.txt")
 
 
-def scaler(**more) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler("cpu", enabled=bool(more), **more)
+@dataclasses.dataclass
+class Steps:
+    """Two weights of 1 with their optimizer, of which the head learns ten times as fast."""
+
+    backbone: nn.Parameter
+    head: nn.Parameter
+    optimizer: torch.optim.SGD
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    def rates(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def make_steps(momentum: float = 0.0, weight_decay: float = 0.0) -> Steps:
+    """Ten steps with a rate of 0.1."""
+    backbone = nn.Parameter(torch.ones(1))
+    head = nn.Parameter(torch.ones(1))
+    groups = [
+        {"params": [backbone], "lr_scale": 1},
+        {"params": [head], "lr_scale": 10, "weight_decay": 0.0},
+    ]
+    options = dataclasses.replace(OPTIONS, momentum=momentum, weight_decay=weight_decay)
+    return Steps(backbone, head, *make_optimizer(groups, options, steps=10))
+
+
+def float32_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def fp16_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=1024.0)
 
 
 def test_learning_rates_follow_the_polynomial_in_both_groups():
-    *_, optimizer, schedule = make(steps=10, lr=0.1)
+    steps = make_steps()
     for step in range(12):
         expected = 0.1 * max(0, 1 - step / 10) ** 0.9  # it stays zero after the last step
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-            [expected, 10 * expected], abs=1e-9
-        )
-        optimizer.step()
-        schedule.step()
+        assert steps.rates() == pytest.approx([expected, 10 * expected], abs=1e-9)
+        steps.optimizer.step()
+        steps.schedule.step()
 
 
 def test_two_steps_by_hand():
-    backbone, head, optimizer, _ = make(lr=0.1, momentum=0.5, weight_decay=0.5)
-    (2 * backbone + 2 * head).sum().backward()
-    optimizer.step()
+    steps = make_steps(momentum=0.5, weight_decay=0.5)
+    loss = 2 * steps.backbone + 2 * steps.head
+    loss.sum().backward()
+    steps.optimizer.step()
     # gradient 2 + decay 0.5 * 1, of the backbone alone; learning rates 0.1 and 1
-    assert (backbone.item(), head.item()) == pytest.approx((1 - 0.25, 1 - 2))
-    optimizer.step()  # gradient 2 + 0.5 * 0.75, momentum 0.5 * 2.5
-    assert backbone.item() == pytest.approx(0.75 - 0.1 * (2.375 + 1.25))
+    assert steps.backbone.item() == pytest.approx(1 - 0.25)
+    assert steps.head.item() == pytest.approx(1 - 2)
+    steps.optimizer.step()  # gradient 2 + 0.5 * 0.75, momentum 0.5 * 2.5
+    assert steps.backbone.item() == pytest.approx(0.75 - 0.1 * (2.375 + 1.25))
 
 
 @pytest.mark.parametrize(
     ("max_norm", "factor"), [(math.inf, 1.0), (10.0, 1.0), (2.5, 0.5)], ids=str
 )
-@pytest.mark.parametrize("scale", [None, 1024.0], ids=["float32", "scaled"])
-def test_a_step_clips_the_gradient_and_returns_its_norm_of_before(max_norm, factor, scale):
-    backbone, head, optimizer, schedule = make(lr=0.1)
-    half = scaler(**{"init_scale": scale} if scale else {})
-    norm = optimizer_step((3 * backbone + 4 * head).sum(), optimizer, schedule, half, max_norm)
-    assert norm.item() == pytest.approx(5)
-    assert (backbone.item(), head.item()) == pytest.approx(
-        (1 - 0.1 * 3 * factor, 1 - 4 * factor), abs=1e-6
-    )
-    assert schedule.get_last_lr()[0] == pytest.approx(0.1 * 0.9**0.9)
-    again = optimizer_step((3 * backbone + 4 * head).sum(), optimizer, schedule, scaler())
-    assert again.item() == pytest.approx(5)  # the gradient of the step before is forgotten
+@pytest.mark.parametrize("make_scaler", [float32_scaler, fp16_scaler])
+def test_a_step_clips_the_gradient_and_returns_its_norm_of_before(max_norm, factor, make_scaler):
+    steps = make_steps()
+
+    def take_step(scaler, norm=math.inf) -> float:
+        loss = 3 * steps.backbone + 4 * steps.head
+        return optimizer_step(loss.sum(), steps.optimizer, steps.schedule, scaler, norm).item()
+
+    assert take_step(make_scaler(), max_norm) == pytest.approx(5)
+    assert steps.backbone.item() == pytest.approx(1 - 0.1 * 3 * factor, abs=1e-6)
+    assert steps.head.item() == pytest.approx(1 - 4 * factor, abs=1e-6)
+    assert steps.rates()[0] == pytest.approx(0.1 * 0.9**0.9)
+    # the gradient of the step before is forgotten
+    assert take_step(float32_scaler()) == pytest.approx(5)
 
 
 def test_a_step_that_overflows_is_left_out_of_weights_and_schedule():
-    backbone, head, optimizer, schedule = make(lr=0.1)
-    half = scaler(init_scale=1024.0)
-    norm = optimizer_step((torch.inf * backbone + head).sum(), optimizer, schedule, half)
+    steps = make_steps()
+    scaler = fp16_scaler()
+    overflow = torch.inf * steps.backbone + steps.head
+    norm = optimizer_step(overflow.sum(), steps.optimizer, steps.schedule, scaler)
     assert not norm.isfinite()
-    assert (backbone.item(), head.item(), schedule.get_last_lr()[0], half.get_scale()) == (
-        1,
-        1,
-        0.1,
-        512,
-    )
-    optimizer_step((backbone + head).sum(), optimizer, schedule, half)
-    assert backbone.item() == pytest.approx(0.9)
-    assert schedule.get_last_lr()[0] == pytest.approx(0.1 * 0.9**0.9)
+    assert (steps.backbone.item(), steps.head.item()) == (1, 1)
+    assert steps.rates()[0] == 0.1
+    assert scaler.get_scale() == 512
+    loss = steps.backbone + steps.head
+    optimizer_step(loss.sum(), steps.optimizer, steps.schedule, scaler)
+    assert steps.backbone.item() == pytest.approx(0.9)
+    assert steps.rates()[0] == pytest.approx(0.1 * 0.9**0.9)
 
 
 def test_a_training_ends_with_its_final_checkpoint_alone(tmp_path, capsys):
-    run = trainer_in(tmp_path)
-    about = run.args, run.files, run.about["arguments"], run.context
-    assert not trainer.is_finished(*about)
+    job = make_job(tmp_path)
+    run = make_trainer(job)
+    assert not trainer.is_finished(job, run.context)
     assert train(run) == [1, 2, 3, 4, 5, 6]
     assert files_in(tmp_path) == {"irn.pth"}
-    content = checkpoint.read(run.files.final)
-    assert content.keys() == {"model", "arguments", "class_names"}
+    content = checkpoint.read(job.files.final)
+    assert content.keys() == {"model", "kind", "arguments", "class_names"}
+    assert content["kind"] == "irn"
     assert content["arguments"] == {
         "seed": 15,
         "lr": 0.1,
@@ -250,9 +268,9 @@ def test_a_training_ends_with_its_final_checkpoint_alone(tmp_path, capsys):
         "digest": "of the data",
     }
     assert content["class_names"] == ["background", "cat"]
-    assert str(run.files.final) in capsys.readouterr().out
+    assert str(job.files.final) in capsys.readouterr().out
     run.context.stack.close()  # as at the end of a command
-    assert trainer.is_finished(*about)
+    assert trainer.is_finished(job, run.context)
 
 
 class Beside(Context):
@@ -263,96 +281,112 @@ class Beside(Context):
 
 
 def test_processes_that_see_different_checkpoints_do_not_start(tmp_path):
-    run = trainer_in(tmp_path)
-    about = run.args, run.files, run.about["arguments"], Beside(torch.device("cpu"))
-    assert not trainer.is_finished(*about)
-    train(run, stop_after=3)
-    with pytest.raises(InputError, match=f"^{run.files.last}: "):
-        trainer_in(tmp_path, kind=Beside)
-    train(trainer_in(tmp_path))
-    about[-1].stack.close()  # as at the end of a command
-    with pytest.raises(InputError, match=f"^{run.files.final}: "):
-        trainer.is_finished(*about)
+    job = make_job(tmp_path)
+    beside = Beside(CPU)
+    assert not trainer.is_finished(job, beside)
+    train(make_trainer(job), stop_after=3)
+    with pytest.raises(InputError, match=f"^{job.files.last}: "):
+        make_trainer(job, Beside(CPU))
+    train(make_trainer(job))
+    beside.stack.close()  # as at the end of a command
+    with pytest.raises(InputError, match=f"^{job.files.final}: "):
+        trainer.is_finished(job, beside)
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "before", "after"), [(2, [], ["--compile"]), (3, [], []), (5, ["--compile"], [])]
+    ("stop_after", "compile_before", "compile_after"),
+    [(2, False, True), (3, False, False), (5, True, False)],
 )
 def test_a_stopped_run_ends_like_a_whole_one_compiled_or_not(
-    tmp_path, monkeypatch, stop_after, before, after
+    tmp_path, monkeypatch, stop_after, compile_before, compile_after
 ):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
     train(trainer_in(tmp_path / "whole"))
-    assert train(
-        trainer_in(tmp_path / "stopped", "--save_every", "1", *before), stop_after
-    ) == list(range(1, stop_after + 1))
-    run = trainer_in(
-        tmp_path / "stopped", "--save_every", "7", "--log_every", "1", *after
-    )  # none of them is part of its terms
+    first = trainer_in(tmp_path / "stopped", save_every=1, compile=compile_before)
+    assert train(first, stop_after) == list(range(1, stop_after + 1))
+    # none of these options must stay the same
+    run = trainer_in(tmp_path / "stopped", save_every=7, log_every=1, compile=compile_after)
     assert run.plan.endswith(f" {stop_after}")
     assert train(run) == list(range(stop_after + 1, 7))
-    whole, stopped = (
-        checkpoint.read(tmp_path / f"{name}/ckpt/irn.pth") for name in ("whole", "stopped")
-    )
+    whole = checkpoint.read(tmp_path / "whole/ckpt/irn.pth")
+    stopped = checkpoint.read(tmp_path / "stopped/ckpt/irn.pth")
     assert whole["arguments"] == stopped["arguments"]
     assert whole["model"].keys() == stopped["model"].keys() == {"weight", "bias"}
-    assert all(torch.equal(value, stopped["model"][name]) for name, value in whole["model"].items())
+    for name, value in whole["model"].items():
+        assert torch.equal(value, stopped["model"][name])
 
 
 @pytest.mark.parametrize(("save_every", "saved"), [(0, [3, 6]), (2, [2, 3, 4, 6]), (5, [3, 5, 6])])
-def test_finite_weights_are_saved_after_every_epoch_and_so_many_steps(
+def test_weights_are_saved_after_every_epoch_and_so_many_steps(
     tmp_path, monkeypatch, save_every, saved
 ):
-    steps, save = [], checkpoint.save
-    monkeypatch.setattr(
-        checkpoint,
-        "save",
-        lambda path, content: (steps.append(content.get("step")), save(path, content)),
-    )
-    train(trainer_in(tmp_path, "--save_every", str(save_every)))
+    steps = []
+    save = checkpoint.save
+
+    def note_and_save(path, content):
+        steps.append(content.get("step"))
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", note_and_save)
+    train(trainer_in(tmp_path, save_every=save_every))
     assert steps == [*saved, None]  # the final one counts no steps
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(InputError, match=r"^step 3: "):
-        train(trainer_in(tmp_path, "--no-resume", "--save_every", "0"), spoil=3)
+        train(trainer_in(tmp_path, resume=False, save_every=0), spoil=3)
     assert files_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize("stop_after", [3, None], ids=["stopped", "finished"])
 @pytest.mark.parametrize(
-    ("flags", "digest"),
-    [(["--lr", "0.2"], "of the data"), (["--lr", "1", "--seed", "1"], "other"), ([], "other")],
+    ("changes", "flags"),
+    [
+        ({"lr": 0.2}, {"--lr"}),
+        ({"lr": 1.0, "seed": 1, "digest": "other"}, {"--lr", "--seed"}),
+        ({"digest": "other"}, set()),
+    ],
 )
-def test_a_run_keeps_its_terms(tmp_path, stop_after, flags, digest):
+def test_a_run_keeps_its_arguments(tmp_path, stop_after, changes, flags):
     run = trainer_in(tmp_path)
     train(run, stop_after)
+    other = make_job(tmp_path, **changes)
     with pytest.raises(InputError) as error:
         if stop_after:
-            trainer_in(tmp_path, *flags, digest=digest)
+            make_trainer(other)
         else:
-            trainer.is_finished(run.args, run.files, terms_of(*flags, digest=digest), run.context)
-    assert str(error.value).startswith(
-        f"{run.files.last if stop_after else run.files.final}: "
-    ) and "\n" not in str(error.value)
-    assert {
-        flag for flag in ("--lr", "--seed", "--batch_size") if f"{flag} " in str(error.value)
-    } == {*flags[::2]}
+            trainer.is_finished(other, run.context)
+    files = run.job.files
+    assert_is_one_line_about(error.value, files.last if stop_after else files.final)
+    named = set()
+    for flag in ("--lr", "--seed", "--batch_size"):
+        if f"{flag} " in str(error.value):
+            named.add(flag)
+    assert named == flags
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "schedule", "step"])
+def test_a_checkpoint_that_lacks_a_part_is_not_resumed(tmp_path, part):
+    run = trainer_in(tmp_path)
+    train(run, stop_after=3)
+    last = run.job.files.last
+    content = checkpoint.read(last)
+    del content[part]
+    checkpoint.save(last, content)
+    with pytest.raises(InputError) as error:
+        trainer_in(tmp_path)
+    assert_is_one_line_about(error.value, last)
 
 
 @pytest.mark.parametrize(
-    "spoil", ["model", "optimizer", "schedule", "step", "another network", "another origin"]
+    "other", [{"model": nn.Linear(3, 1).state_dict()}, {"arguments": {}}], ids=["network", "origin"]
 )
-def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, spoil):
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path, other):
     run = trainer_in(tmp_path)
     train(run, stop_after=3)
-    content = checkpoint.read(run.files.last)
-    if spoil in content:
-        del content[spoil]
-    else:
-        content |= {
-            "another network": {"model": nn.Linear(3, 1).state_dict()},
-            "another origin": {"arguments": {}},
-        }[spoil]
-    checkpoint.save(run.files.last, content)
+    last = run.job.files.last
+    checkpoint.save(last, checkpoint.read(last) | other)
     with pytest.raises(InputError) as error:
         trainer_in(tmp_path)
-    assert str(error.value).startswith(f"{run.files.last}: ") and "\n" not in str(error.value)
+    assert_is_one_line_about(error.value, last)
