@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.datasets import MultiscaleImages, batches_by_size, inference_loader
 from data.images import stored_size, to_stored_frame
 from data.registry import Dataset, Sample, Samples, open_dataset
+from data.transforms import Scaling
 from errors import InputError
 from network.recipe import Recipe
 from network.sipe import SIPE
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
     samples = dataset.samples(args.list or dataset.spec.train_list)
-    labels = dataset.labels(samples)
+    labels = dataset.tags(samples)
     model = load_model(args.ckpt, args.device, args.amp, dataset.class_names, args.recipe).network
     if not isinstance(model, SIPE):
         raise InputError(
@@ -96,7 +97,7 @@ def make_cams(
 ) -> None:
     context = results.context
     loader = inference_loader(
-        MultiscaleImages(samples, labels, args.scales, skip=True),
+        MultiscaleImages(samples, labels, Scaling(tuple(args.scales)), skip_unreadable=True),
         args.num_workers,
         pin_memory=context.is_cuda,
     )

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from data.annotations import (
     IMAGE_TYPES,
+    encode_tags,
     find_files,
-    label_of,
     read_tag_table,
     rows_or_raise,
     sample_name,
@@ -143,7 +143,7 @@ def read_tags(
         return None
     if args.tags:
         return np.tile(
-            rows_or_raise(label_of(set(args.tags), class_names, "--tags")).astype(np.float32),
+            rows_or_raise(encode_tags(set(args.tags), class_names, "--tags")).astype(np.float32),
             (len(samples), 1),
         )
     if not args.tag_table:
@@ -151,7 +151,7 @@ def read_tags(
             f"{args.ckpt}: is SIPE, which must know the classes in an image; pass --tags or --tag_table"
         )
     return rows_or_raise(
-        rows_or_raise(read_tag_table(args.tag_table, class_names)).labels_of(
+        rows_or_raise(read_tag_table(args.tag_table, class_names)).tags_of(
             samples.names(), args.tag_table
         )
     )
@@ -195,7 +195,7 @@ def write_result(
     """Write the mask and the overlay of an image from its upright label (H, W), and print its classes."""
     mask, overlay = paths_of(sample, output_dir)
     label_file.save(mask, to_stored_frame(label, item.orientation))
-    visualize.save(overlay, visualize.overlay(item.image, label, class_names))
+    visualize.save(overlay, visualize.overlay(item.original, label, class_names))
     shares = (
         f"{name} {100 * pixels / label.size:.1f} %"
         for name, pixels in areas_of(label, class_names).items()

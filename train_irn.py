@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.datasets import LabelledCrops, MultiscaleImages, inference_loader
+from data.datasets import CropOptions, LabelledCrops, MultiscaleImages, inference_loader
 from data.images import IGNORE
 from data.registry import Dataset, Samples, open_dataset
-from data.transforms import normalize
+from data.transforms import Scaling, normalize
 from errors import InputError
 from exchange.weights import load_pretrained
 from network.irn import IRN, STRIDE, inter_pixel_losses, sum_over_pairs
@@ -51,7 +51,7 @@ def train_step(run: trainer.Trainer, batch: dict) -> tuple[dict[str, torch.Tenso
     context = run.context
     with context.autocast():
         logits, displacement = run.network(normalize(batch["image"], batch["inside"]))
-    label = batch["label"][:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    label = batch["target"][:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
     sums = sum_over_pairs(logits, displacement, label, search_paths(RADIUS), IGNORE)
     losses = inter_pixel_losses(
         sums._replace(count=context.all_reduce_mean(sums.count))
@@ -69,7 +69,7 @@ def mean_displacement(
 ) -> torch.Tensor:
     """(2,) the mean displacement over the images, each cut or padded to the crop at its top left corner, in cells."""
     loader = inference_loader(
-        MultiscaleImages(context.shard(samples), None, [1.0]),
+        MultiscaleImages(context.shard(samples), None, Scaling((1.0,))),
         args.num_workers,
         pin_memory=context.is_cuda,
     )
@@ -105,14 +105,14 @@ def train(
         model.parameter_groups(),
     )
     context.print(f"{len(samples)} images, {run.plan}")
-    for batch in run.batches(
-        LabelledCrops(samples, dataset.num_classes, args.scales, args.crop_size, args.seed)
-    ):
+    options = CropOptions(tuple(args.scales), args.crop_size, args.seed)
+    crops = LabelledCrops(samples, args.run_dir / "ir_label", dataset.num_classes, options)
+    for batch in run.batches(crops):
         losses, logits = train_step(run, batch)
         run.log(
             losses,
             "image_label_edge",
-            functools.partial(edge_sheet, batch["image"], batch["label"], logits),
+            functools.partial(edge_sheet, batch["image"], batch["target"], logits),
         )
     model.eval()
     model.set_mean_displacement(mean_displacement(model, samples, args, context))
@@ -127,13 +127,13 @@ def main(argv: list[str] | None = None) -> None:
     trainer.check_batch(args, len(samples), world_size())
     folder, content = args.run_dir / "ir_label", hashlib.sha256()
     label_file.check_folder(folder, dataset.class_names)
-    samples = samples.with_masks(folder)
-    for sample in samples:
-        if not sample.mask.is_file():
+    for name in samples.names():
+        path = label_file.path_of(folder, name)
+        if not path.is_file():
             raise InputError(
-                f"{sample.mask}: no such inter-pixel label; run make_ir_labels.py on this list first"
+                f"{path}: no such inter-pixel label; run make_ir_labels.py on this list first"
             )
-        content.update(sample.mask.read_bytes())
+        content.update(path.read_bytes())
     with run_context(args) as context:
         train(args, context, dataset, samples, dataset.digest(samples, content.digest()))
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.datasets import MultiscaleImages, TrainingCrops, inference_loader
 from data.images import read_mask, to_stored_frame
 from data.registry import Dataset, Samples, open_dataset
-from data.transforms import normalize
+from data.transforms import Scaling, normalize
 from errors import InputError
 from exchange import weights
 from network.fusion import fuse_scales
@@ -70,10 +70,10 @@ def train_step(run: trainer.Trainer, batch: dict) -> tuple[dict[str, torch.Tenso
     """One step of SGD; returns the losses with the gradient norm before clipping, and what the network found."""
     with run.context.autocast():
         out = run.network(
-            normalize(batch["image"], batch["inside"]), batch["label"], batch["inside"]
+            normalize(batch["image"], batch["inside"]), batch["tags"], batch["inside"]
         )
         losses = {
-            "cls": classification_loss(out.score, batch["label"]),
+            "cls": classification_loss(out.score, batch["tags"]),
             "gsc": consistency_loss(out.cam, out.is_cam),
         }
     norm = run.step(losses["cls"] + losses["gsc"], max_norm=1.0)
@@ -93,7 +93,7 @@ def validate(
     samples, labels = context.shard(samples), context.shard(labels)
     matrix = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)
     loader = inference_loader(
-        MultiscaleImages(samples, labels, [1.0]), num_workers, pin_memory=context.is_cuda
+        MultiscaleImages(samples, labels, Scaling((1.0,))), num_workers, pin_memory=context.is_cuda
     )
     for item in tqdm(loader, desc="validation", leave=False, disable=not context.is_main):
         keys, maps = multiscale_cams(model, [item], context)[0]
@@ -116,7 +116,7 @@ def validation_set(args: argparse.Namespace, dataset: Dataset) -> tuple[Samples,
             raise InputError(
                 f"{sample.mask}: no such mask; use a --val_list of images that have one"
             )
-    return samples, dataset.labels(samples)
+    return samples, dataset.tags(samples)
 
 
 def train(
@@ -166,7 +166,7 @@ def train(
     ):
         losses, out = train_step(run, batch)
         image = functools.partial(
-            training_sheet, batch["image"], out.cam, out.is_cam, batch["label"]
+            training_sheet, batch["image"], out.cam, out.is_cam, batch["tags"]
         )
         run.log(losses, "image_cam_is_cam", image)
         if run.epoch_ends and validation:
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     args.list = args.list or dataset.spec.train_list
     samples = dataset.samples(args.list)
     trainer.check_batch(args, len(samples), world_size())
-    labels = dataset.labels(samples)
+    labels = dataset.tags(samples)
     with run_context(args) as context:
         train(args, context, dataset, samples, labels)
         follow_recipe(args, context, dataset, samples, labels)

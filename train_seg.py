@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.datasets import LabelledCrops
+from data.datasets import CropOptions, LabelledCrops
 from data.images import IGNORE, image_size, read_mask
 from data.registry import Dataset, Samples, open_dataset
 from data.transforms import normalize
@@ -102,9 +102,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def scan_label(index: int, samples: Samples, num_classes: int) -> tuple[int, bytes, np.ndarray]:
+def scan_label(
+    index: int, samples: Samples, target_dir: Path, num_classes: int
+) -> tuple[int, bytes, np.ndarray]:
     """The index of an image, a digest of its label, and the label's pixels of each class, (K,) int64."""
-    label = read_mask(samples[index].mask, num_classes, image_size(samples[index].image))
+    sample = samples[index]
+    path = label_file.path_of(target_dir, sample.name)
+    label = read_mask(path, num_classes, image_size(sample.image))
     return (
         index,
         hashlib.sha256(label).digest(),
@@ -120,7 +124,9 @@ def scan_labels(
     Raises InputError for a label that is missing, unreadable, of another size than its image or of unknown classes, and where no
     pixel at all has a label.
     """
-    work = functools.partial(scan_label, samples=samples, num_classes=num_classes)
+    work = functools.partial(
+        scan_label, samples=samples, target_dir=args.label_dir, num_classes=num_classes
+    )
     results = parallel_map(work, context.shard(range(len(samples))), args.num_workers)
     mine = list(tqdm(results, desc="labels", unit="image", disable=not context.is_main))
     scanned = sorted(
@@ -150,7 +156,7 @@ def train_step(
     with context.autocast():
         logits = run.network(normalize(batch["image"], batch["inside"]))
     total, count = segmentation_loss(
-        logits, batch["label"], weight, IGNORE, run.model.align_corners
+        logits, batch["target"], weight, IGNORE, run.model.align_corners
     )
     loss = total / context.all_reduce_mean(count).clamp(
         min=1
@@ -191,21 +197,16 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, samples:
     )
 
     weight = class_weights(torch.from_numpy(counts), args.class_balance).to(context.device)
-    crops = LabelledCrops(
-        samples,
-        dataset.num_classes,
-        args.scales,
-        args.crop_size,
-        args.seed,
-        args.max_side,
-        args.color_jitter,
+    options = CropOptions(
+        tuple(args.scales), args.crop_size, args.seed, args.max_side, args.color_jitter
     )
+    crops = LabelledCrops(samples, args.label_dir, dataset.num_classes, options)
     context.print(
         f"{len(samples)} images, {dataset.num_classes - 1} classes, {args.network}, {run.plan}"
     )
     for batch in run.batches(crops):
         losses, logits = train_step(run, batch, weight)
-        image = functools.partial(segmentation_sheet, batch["image"], batch["label"], logits)
+        image = functools.partial(segmentation_sheet, batch["image"], batch["target"], logits)
         run.log(losses, "image_label_prediction", image)
     run.finish()
 
@@ -214,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
     args.list = args.list or dataset.spec.train_list
-    samples = dataset.samples(args.list).with_masks(args.label_dir)
+    samples = dataset.samples(args.list)
     label_file.check_folder(args.label_dir, dataset.class_names)
     if args.network.startswith("deeplabv3") and args.batch_size < 2 * world_size():
         raise InputError(

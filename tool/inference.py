@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data.annotations import label_of, read_classes, rows_or_raise
+from data.annotations import encode_tags, read_classes, rows_or_raise
 from data.datasets import (
     MultiscaleImage,
     MultiscaleImages,
@@ -20,7 +20,7 @@ from data.datasets import (
     to_multiscale,
 )
 from data.registry import COCO, VOC, Samples
-from data.transforms import normalize, shrink
+from data.transforms import Scaling, normalize, shrink
 from errors import InputError
 from network import deeplab
 from network.fusion import fuse_scales
@@ -76,11 +76,15 @@ def maps_of(
     These are SIPE's IS-CAMs, or a segmentation network's probabilities. image: (H, W, 3) uint8 RGB, upright. tags: the names of the
     classes in it, which only SIPE needs. The rest is as the flags of predict.py. Raises InputError for tags that SIPE cannot use.
     """
-    label = rows_or_raise(label_of({*tags}, model.class_names, "tags")).astype(np.float32)
+    label = rows_or_raise(encode_tags({*tags}, model.class_names, "tags")).astype(np.float32)
     if isinstance(model.network, SIPE) and not label.any():
         raise InputError("tags: SIPE must know the classes in an image; pass their names")
     keys, maps = _segment(
-        model, to_multiscale(image, label, scales, max_side), scales, max_side, use_crf
+        model,
+        to_multiscale(image, label, Scaling(tuple(scales), max_side)),
+        scales,
+        max_side,
+        use_crf,
     )
     return keys, resize_maps(maps, image.shape[:2])
 
@@ -169,11 +173,11 @@ def multiscale_cams(
     Returns, for each image, the kept class ids (k,), background first, and each kind of map ("is_cam", "cam"): (k, h, w) in [0, 1] a
     scale, on the CPU, upright.
     """
-    label = torch.stack([item.label for item in items])
+    label = torch.stack([item.tags for item in items])
     kept = F.pad(label, (1, 0), value=1).nonzero(as_tuple=True)  # most maps are not worth copying
     kept = tuple(index.to(context.device) for index in kept)
     label = label.to(context.device)
-    keys = [present_classes(item.label) for item in items]
+    keys = [present_classes(item.tags) for item in items]
     maps = {kind: [] for kind in cam_file.KINDS}
     for images in zip(*(item.images for item in items)):  # all images at one scale
         image = normalize(
@@ -211,7 +215,7 @@ def find_class_prototypes(
             continue
         cells = [], []
         for item in inference_loader(
-            MultiscaleImages(samples.select(chosen), None, [0.5], MAX_SIDE),
+            MultiscaleImages(samples.select(chosen), None, Scaling((0.5,), MAX_SIDE)),
             num_workers,
             context.is_cuda,
         ):
@@ -270,7 +274,8 @@ def segment_all(
 
     labels: (len(samples), K-1) 0/1, for SIPE.
     """
-    images_at_scales = MultiscaleImages(samples, labels, args.scales, args.max_side, skip=True)
+    scaling = Scaling(tuple(args.scales), args.max_side)
+    images_at_scales = MultiscaleImages(samples, labels, scaling, skip_unreadable=True)
     loader = inference_loader(images_at_scales, args.num_workers, model.context.is_cuda)
     for item in results.readable(
         tqdm(loader, "masks", unit="image", disable=not results.context.is_main)
@@ -281,7 +286,7 @@ def segment_all(
 def _segment(
     model: Model, item: MultiscaleImage, scales: Sequence[float], max_side: int, use_crf: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    network, image = model.network, shrink(item.image, max_side) if use_crf else None
+    network, image = model.network, shrink(item.original, max_side) if use_crf else None
     if isinstance(network, SIPE):
         keys, maps = multiscale_cams(network, [item], model.context)[0]
         maps = fuse_scales(

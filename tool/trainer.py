@@ -18,7 +18,13 @@ from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.datasets import LabelledCrops, ResumableBatches, TrainingCrops, training_loader
+from data.datasets import (
+    BatchPlan,
+    LabelledCrops,
+    ResumableBatches,
+    TrainingCrops,
+    training_loader,
+)
 from errors import InputError
 
 from . import checkpoint, outputs
@@ -332,15 +338,8 @@ class Trainer:
         """
         args, context = self.args, self.context
         check_images(crops.samples, args.num_workers, context)
-        sampler = ResumableBatches(
-            self.num_images,
-            args.batch_size,
-            args.max_epochs,
-            args.seed,
-            self.start,
-            context.rank,
-            context.world_size,
-        )
+        plan = BatchPlan(self.num_images, args.batch_size, args.max_epochs, args.seed)
+        sampler = ResumableBatches(plan, self.start, context.rank, context.world_size)
         loader = training_loader(crops, sampler, args.num_workers, pin_memory=context.is_cuda)
         self.bar = tqdm(
             loader, initial=self.start, total=self.steps, desc="train", disable=not context.is_main
