@@ -178,7 +178,7 @@ def write_tags(dataset: Dataset, overwrite: bool) -> tuple[set[str], list[str]]:
     rows, (files, problems) = {}, annotations.find_files(dataset.root, [VOC.annotation])
     for name, path in tqdm(files.items(), desc="tags", unit="image"):
         try:
-            label, unknown = annotations.label_of(
+            label, unknown = annotations.encode_tags(
                 annotations.read_annotation(Path(path)), dataset.class_names, path
             )
             rows[name] = [dataset.class_names[1:][i] for i in np.flatnonzero(label)]
@@ -190,7 +190,7 @@ def write_tags(dataset: Dataset, overwrite: bool) -> tuple[set[str], list[str]]:
             dataset.root / TAGS, annotations.format_tags(rows.items()), overwrite
         )
     table, of_table = dataset.tag_table()
-    return {name for name, row in table.row.items() if table.labels[row].any()}, problems + of_table
+    return {name for name, row in table.row.items() if table.tags[row].any()}, problems + of_table
 
 
 def make_mask(path: Path, dataset: Dataset, sbd: Path | None) -> str | None:

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset("voc", args.dataset_root)
     samples = dataset.samples(args.list)
-    tagged = dataset.labels(dataset.samples(dataset.spec.train_list)).sum(0)
+    tagged = dataset.tags(dataset.samples(dataset.spec.train_list)).sum(0)
     frequent, counts = np.array([True, *(tagged >= FREQUENT)]), []
     for recipe in args.recipe:
         folders = [make_maps(args, recipe, seed) for seed in args.seeds]

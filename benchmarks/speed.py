@@ -42,6 +42,7 @@ import train_irn
 import train_resnet50_SIPE
 import train_seg
 from data.datasets import (
+    BatchPlan,
     MultiscaleImages,
     ResumableBatches,
     TrainingCrops,
@@ -51,7 +52,7 @@ from data.datasets import (
 )
 from data.demo import draw_dataset
 from data.registry import Dataset, Samples, open_dataset
-from data.transforms import normalize
+from data.transforms import Scaling, normalize
 from errors import InputError
 from network import deeplab, irn, losses, prototypes, resnet
 from network.random_walk import random_walk, search_paths
@@ -138,7 +139,7 @@ def draw_labels(
     label, inside = torch.zeros(batch, classes - 1), torch.ones(batch, side, side, dtype=torch.bool)
     label.scatter_(1, torch.rand(label.shape, generator=generator).topk(tags).indices, 1)
     inside[:, :padded] = False
-    return {"label": label, "inside": inside}
+    return {"tags": label, "inside": inside}
 
 
 def map_section(args: Namespace) -> Section:
@@ -190,7 +191,7 @@ def bare_resnet50(num_classes: int) -> nn.Module:
 def bare_step(run: Trainer, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     with run.context.autocast():
         loss = losses.classification_loss(
-            run.network(normalize(batch["image"], batch["inside"])), batch["label"]
+            run.network(normalize(batch["image"], batch["inside"])), batch["tags"]
         )
     return {}, run.step(loss)
 
@@ -328,7 +329,7 @@ def dense_section(args: Namespace, network: str = "") -> Section:
     batch = draw_batch(
         device, args.sizes.batch, max(args.sizes.crop, 2 * irn.STRIDE * train_irn.RADIUS)
     )
-    batch["label"] = torch.randint(
+    batch["target"] = torch.randint(
         NUM_CLASSES, batch["inside"].shape, dtype=torch.uint8, device=device
     )
     model = irn.IRN() if network == "IRN" else deeplab.NETWORKS[network](NUM_CLASSES, 8, True)
@@ -344,7 +345,7 @@ def open_images(args: Namespace, count: int) -> tuple[Dataset, Samples, np.ndarr
         draw_dataset(root, count, args.sizes.side)
     dataset = open_dataset("voc" if args.dataset_root else "folder", root)
     samples = dataset.samples(dataset.spec.train_list)[:count]
-    return dataset, samples, dataset.labels(samples)
+    return dataset, samples, dataset.tags(samples)
 
 
 def cam_section(args: Namespace) -> Section:
@@ -378,7 +379,7 @@ def cam_section(args: Namespace) -> Section:
     @torch.no_grad()
     def one_by_one(context: Context) -> Outcome:
         for item in inference_loader(
-            MultiscaleImages(samples, labels, flags.scales),
+            MultiscaleImages(samples, labels, Scaling(tuple(flags.scales))),
             args.num_workers,
             pin_memory=context.is_cuda,
         ):
@@ -389,7 +390,7 @@ def cam_section(args: Namespace) -> Section:
                     logits, _, features = plain_features(plain, torch.cat([image, image.flip(3)]))
                 features, cam = add_mirror(features), general_cam(add_mirror(logits.float()))
                 seeds = prototypes.locate_seeds(
-                    cam, features, label_mask(item.label[None].to(context.device))
+                    cam, features, label_mask(item.tags[None].to(context.device))
                 )
                 is_cam = prototypes.activate(prototypes.pool_prototypes(seeds, features), features)
                 for kind, grid in zip(cam_file.KINDS, (is_cam, cam)):
@@ -403,7 +404,7 @@ def cam_section(args: Namespace) -> Section:
                 "is_cam": prototypes.peak_normalize(total["is_cam"]),
                 "cam": total["cam"] / len(flags.scales),
             }
-            kept = {kind: maps[present_classes(item.label)].numpy() for kind, maps in total.items()}
+            kept = {kind: maps[present_classes(item.tags)].numpy() for kind, maps in total.items()}
             np.savez(args.folder / f"plain-{samples[item.index].name}.npz", **kept)
         files = (
             (name, np.load(args.folder / f"plain-{name}.npz", allow_pickle=False))
@@ -425,8 +426,8 @@ def batch_section(args: Namespace) -> Section:
         for scale in args.sizes.scales
     ]
     items = [
-        Namespace(images=images, label=label)
-        for label, *images in zip(drawn[0]["label"], *(one["image"] for one in drawn))
+        Namespace(images=images, tags=label)
+        for label, *images in zip(drawn[0]["tags"], *(one["image"] for one in drawn))
     ]
     torch.manual_seed(0)
     model = inference.to_device(SIPE(NUM_CLASSES), args.context)
@@ -515,7 +516,7 @@ class FloatCrops(TrainingCrops):
 def input_section(args: Namespace) -> Section:
     """The training loader up to normalised crops on the device, against normalising to float32 in its workers."""
     _, samples, labels = open_images(args, args.sizes.loaded)
-    batches = ResumableBatches(len(samples), 16, 1, SEED)
+    batches = ResumableBatches(BatchPlan(len(samples), 16, 1, SEED))
 
     def load(context: Context, kind: type[TrainingCrops]) -> Outcome:
         images, insides, crops = [], [], kind(samples, labels, (320, 640), args.sizes.crop, SEED)

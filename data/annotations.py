@@ -100,13 +100,13 @@ class TagTable(NamedTuple):
 
     row: dict[str, int]  # an image's name -> its row
     line: list[int]  # the line of each row in the file
-    labels: np.ndarray  # (rows, K-1) uint8 0/1
+    tags: np.ndarray  # (rows, K-1) uint8 0/1
 
-    def labels_of(self, names: Iterable[str], path: Path) -> tuple[np.ndarray, list[str]]:
+    def tags_of(self, names: Iterable[str], path: Path) -> tuple[np.ndarray, list[str]]:
         """Image-level labels (N, K-1) float32 0/1 of N images, from the table at `path`; an image without a tag is a problem."""
         names = list(names)
-        none = np.zeros((1, self.labels.shape[1]), np.uint8)
-        labels = np.concatenate([self.labels, none])[[self.row.get(name, -1) for name in names]]
+        none = np.zeros((1, self.tags.shape[1]), np.uint8)
+        labels = np.concatenate([self.tags, none])[[self.row.get(name, -1) for name in names]]
         untagged = [
             f"{path}: image {names[i]} has no tag; tag it or leave it out"
             for i in np.flatnonzero(~labels.any(1))
@@ -153,7 +153,7 @@ def read_tag_table(path: Path, class_names: tuple[str, ...]) -> tuple[TagTable, 
                     f"{where}: {name} occurs twice; keep one of the lines, and give images different names"
                 )
             else:
-                label, unknown = label_of(
+                label, unknown = encode_tags(
                     {tag.strip() for tag in "".join(fields[1:]).split(";")} - {""},
                     class_names,
                     where,
@@ -180,7 +180,7 @@ def format_tags(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
     return text.getvalue()
 
 
-def label_of(
+def encode_tags(
     tags: set[str], class_names: tuple[str, ...], where: str
 ) -> tuple[np.ndarray, list[str]]:
     """The label (K-1,) uint8 0/1 of a set of tags; a tag that is no class is a problem."""

@@ -1,6 +1,11 @@
-"""torch datasets over the images of a list, and their loaders: resumable batches for training, whole images for inference."""
+"""torch datasets over the images of a list, and their loaders.
 
-from collections.abc import Iterable, Iterator, Sequence
+Training reads crops in batches that a resumed run repeats; inference reads whole images at several scales.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,28 +16,35 @@ from errors import UnreadableError
 
 from .images import orientation, read_image, read_mask, stored_size, to_upright_frame
 from .registry import Sample, Samples
-from .transforms import augment, augment_pair, jitter, resize, shrink, to_tensor
+from .transforms import Scaling, augment, augment_pair, jitter, resize, shrink, to_tensor
 
 USUAL_PIXELS = 640 * 480  # of an image; batches of larger ones are smaller
+MAX_WAITING_BATCHES = 4  # of images that wait for others of their size
 
 
 class TrainingCrops(Dataset):
-    """One augmented crop of each image: image (3, C, C) uint8, inside (C, C) bool, label (K-1,) float32.
+    """One augmented crop of each image, and its tags.
 
-    Items are indexed by (epoch, index); random draws depend on seed, epoch and index alone, so neither workers nor resuming change them.
-    JPEGs at least four times as large as any crop needs are decoded at a reduced size; VOC's and COCO's are not, at the published sizes.
+    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and "tags" (K-1,) float32 0/1.
+    Random draws depend on seed, epoch and index alone, so neither workers nor resuming change them.
+
+    JPEGs at least four times as large as any crop needs are decoded at a reduced size. VOC's and COCO's are not, at the published
+    sizes.
     """
 
     def __init__(
         self,
         samples: Samples,
-        labels: np.ndarray,
+        tags: np.ndarray,
         resize_long: tuple[int, int],
         crop_size: int,
         seed: int,
     ):
-        self.samples, self.labels = samples, labels
-        self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
+        self.samples = samples
+        self.tags = tags
+        self.resize_long = resize_long
+        self.crop_size = crop_size
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -40,77 +52,82 @@ class TrainingCrops(Dataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = epoch_and_index
         rng = np.random.default_rng((self.seed, epoch, index))
-        image = read_image(self.samples[index].image, least_side=2 * self.resize_long[1])
+        largest_side = self.resize_long[1]
+        image = read_image(self.samples[index].image, least_side=2 * largest_side)
         crop, inside = augment(image, self.resize_long, self.crop_size, rng)
         return {
             "image": to_tensor(crop),
             "inside": torch.from_numpy(inside),
-            "label": torch.from_numpy(self.labels[index]),
+            "tags": torch.from_numpy(self.tags[index]),
         }
 
 
-class LabelledCrops(Dataset):
-    """One augmented crop of each image and its mask: image (3, C, C) uint8, inside (C, C) bool, label (C, C) uint8, IGNORE where padded.
+@dataclass(frozen=True)
+class CropOptions:
+    """How LabelledCrops are drawn."""
 
-    max_side: larger images are shrunk to it before they are scaled; 0: never. jitter: largest shift of hue, saturation and value.
-    Items and random draws as in TrainingCrops.
+    scales: tuple[float, float]  # smallest and largest factor
+    crop_size: int  # pixels
+    seed: int
+    max_side: int = 0  # larger images are shrunk to it before they are scaled; 0: never
+    color_jitter: int = 0  # largest shift of hue, saturation and value; 0: none
+
+
+class LabelledCrops(Dataset):
+    """One augmented crop of each image and its target, which is read from target_dir/NAME.png.
+
+    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and "target" (C, C) uint8, IGNORE in
+    the padding. Random draws as in TrainingCrops.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        num_classes: int,
-        scales: tuple[float, float],
-        crop_size: int,
-        seed: int,
-        max_side=0,
-        jitter=0,
-    ):
-        self.samples, self.num_classes, self.max_side, self.jitter = (
-            samples,
-            num_classes,
-            max_side,
-            jitter,
-        )
-        self.scales, self.crop_size, self.seed = scales, crop_size, seed
+    def __init__(self, samples: Samples, target_dir: Path, num_classes: int, options: CropOptions):
+        self.samples = samples
+        self.target_dir = target_dir
+        self.num_classes = num_classes
+        self.options = options
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng((self.seed, epoch, index))
-        sample = self.samples[index]
-        image, turn = read_image(sample.image), orientation(sample.image)
-        label = to_upright_frame(
-            read_mask(sample.mask, self.num_classes, stored_size(image.shape[:2], turn)), turn
-        )
-        crop, inside, label = augment_pair(
-            shrink(image, self.max_side), label, self.scales, self.crop_size, rng
-        )
-        crop = jitter(crop, self.jitter, rng) if self.jitter else crop
+        options = self.options
+        rng = np.random.default_rng((options.seed, epoch, index))
+        image = read_image(self.samples[index].image)
+        target = self._read_target(self.samples[index], image.shape[:2])
+        image = shrink(image, options.max_side)
+        crop, inside, target = augment_pair(image, target, options.scales, options.crop_size, rng)
+        if options.color_jitter:
+            crop = jitter(crop, options.color_jitter, rng)
         return {
             "image": to_tensor(crop),
             "inside": torch.from_numpy(inside),
-            "label": torch.from_numpy(label),
+            "target": torch.from_numpy(target),
         }
 
+    def _read_target(self, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+        """The target of an image of this upright size, turned as the image is."""
+        turn = orientation(sample.image)
+        path = self.target_dir / f"{sample.name}.png"
+        target = read_mask(path, self.num_classes, stored_size(size, turn))
+        return to_upright_frame(target, turn)
 
-def present_classes(label: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Label (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: the background and the labelled ones."""
-    return np.flatnonzero([1, *label])
+
+def present_classes(tags: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Tags (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: the background and the tagged ones."""
+    return np.flatnonzero([1, *tags])
 
 
 class MultiscaleImage(NamedTuple):
     """A whole image at every scale, upright."""
 
-    index: int
+    index: int  # of the image's sample
     images: list[torch.Tensor]  # (3, H', W') uint8 each
-    label: torch.Tensor  # (K-1,) float32 0/1
+    tags: torch.Tensor  # (K-1,) float32 0/1
     size: tuple[int, int]  # (H, W) of the upright image
     working_size: tuple[int, int]  # (H, W) after shrinking, which the scales are relative to
     orientation: int  # EXIF orientation of the stored image
-    image: np.ndarray  # (H, W, 3) uint8, as read
+    original: np.ndarray  # (H, W, 3) uint8, as read
 
 
 class UnreadableSample(NamedTuple):
@@ -120,99 +137,112 @@ class UnreadableSample(NamedTuple):
     reason: str
 
 
-def to_multiscale(
-    image: np.ndarray,
-    label: np.ndarray,
-    scales: Sequence[float],
-    max_side: int,
-    index: int = 0,
-    turn: int = 1,
-) -> MultiscaleImage:
-    """An image (H, W, 3) uint8, upright, at several scales; see MultiscaleImages."""
-    small = shrink(image, max_side)
-    images = [to_tensor(resize(small, scale)) for scale in scales]
+def to_multiscale(image: np.ndarray, tags: np.ndarray, scaling: Scaling) -> MultiscaleImage:
+    """An upright image (H, W, 3) uint8 with its tags (K-1,), at several scales."""
+    small = shrink(image, scaling.max_side)
     return MultiscaleImage(
-        index, images, torch.from_numpy(label), image.shape[:2], small.shape[:2], turn, image
+        index=0,
+        images=[to_tensor(resize(small, scale)) for scale in scaling.scales],
+        tags=torch.from_numpy(tags),
+        size=image.shape[:2],
+        working_size=small.shape[:2],
+        orientation=1,
+        original=image,
     )
 
 
 class MultiscaleImages(Dataset):
     """Whole images at several scales, for inference.
 
-    labels: (N, K-1), or None if there are none. max_side: larger images are shrunk to it before they are scaled; 0: never.
-    skip: an UnreadableSample takes the place of an image that cannot be read, instead of an UnreadableError.
+    tags: (N, K-1), or None if there are none. skip_unreadable: an UnreadableSample takes the place of an image that cannot be read,
+    instead of an UnreadableError.
     """
 
     def __init__(
         self,
         samples: Samples,
-        labels: np.ndarray | None,
-        scales: Sequence[float],
-        max_side: int = 0,
-        skip: bool = False,
+        tags: np.ndarray | None,
+        scaling: Scaling,
+        skip_unreadable: bool = False,
     ):
-        self.samples, self.scales, self.max_side, self.skip = samples, scales, max_side, skip
-        self.labels = np.zeros((len(samples), 0), np.float32) if labels is None else labels
+        if tags is None:
+            tags = np.zeros((len(samples), 0), np.float32)
+        self.samples = samples
+        self.tags = tags
+        self.scaling = scaling
+        self.skip_unreadable = skip_unreadable
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> MultiscaleImage | UnreadableSample:
-        path = self.samples[index].image
+        sample = self.samples[index]
         try:
-            image = read_image(path)
+            image = read_image(sample.image)
         except UnreadableError as error:
-            if not self.skip:
+            if not self.skip_unreadable:
                 raise
-            return UnreadableSample(self.samples[index], str(error))
-        return to_multiscale(
-            image, self.labels[index], self.scales, self.max_side, index, orientation(path)
-        )
+            return UnreadableSample(sample, str(error))
+        item = to_multiscale(image, self.tags[index], self.scaling)
+        return item._replace(index=index, orientation=orientation(sample.image))
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a training's batches depend on, besides the process that takes them."""
+
+    num_samples: int
+    batch_size: int  # of all processes together
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last incomplete batch of an epoch is dropped."""
+        return self.num_samples // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
 
 
 class ResumableBatches(Sampler):
     """Shuffled batches of (epoch, index), all epochs in a row, from any step on, split over processes.
 
-    Process r takes every world_size-th image of each batch, so batch_size is the total one. The last incomplete batch of an epoch is
-    dropped.
+    start: the first step. Process `rank` takes every world_size-th image of each batch.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
-        self.rank, self.world_size = rank, world_size
-        self.steps = size // batch_size * epochs
+    def __init__(self, plan: BatchPlan, start: int = 0, rank: int = 0, world_size: int = 1):
+        self.plan = plan
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return self.plan.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = None, -1
-        for step in range(self.start, self.steps):
-            epoch, position = divmod(step, self.size // self.batch_size)
+        plan = self.plan
+        order_epoch = None
+        for step in range(self.start, plan.steps):
+            epoch, position = divmod(step, plan.steps_per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = (
-                    np.random.default_rng((self.seed, epoch)).permutation(self.size),
-                    epoch,
-                )
-            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+                rng = np.random.default_rng((plan.seed, epoch))
+                order = rng.permutation(plan.num_samples)
+                order_epoch = epoch
+            first = position * plan.batch_size
+            batch = order[first : first + plan.batch_size]
+            share = batch[self.rank :: self.world_size]
+            yield [(epoch, int(index)) for index in share]
 
 
 def training_loader(
     dataset: Dataset, batches: ResumableBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Load batches of a dataset's items, such as image (B, 3, C, C) uint8; pin_memory if a GPU takes them.
+    """Load batches of a dataset's items, such as image (B, 3, C, C) uint8.
 
-    Workers are seeded by a generator of their own: seeding them from torch's would change the dropout of a resumed run.
+    pin_memory: for a GPU. Workers are seeded by a generator of their own: seeding them from torch's would change the dropout of a
+    resumed run.
     """
     return DataLoader(
         dataset,
@@ -226,7 +256,10 @@ def training_loader(
 def inference_loader(
     dataset: MultiscaleImages, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Load one item at a time, in order; pin_memory if a GPU takes them (this makes lists of its tuples)."""
+    """Load one item at a time, in order.
+
+    pin_memory: for a GPU; it turns the tuples inside an item into lists.
+    """
     return DataLoader(
         dataset,
         batch_size=None,
@@ -245,19 +278,24 @@ def batches_by_size(
 ) -> Iterator[list[MultiscaleImage]]:
     """Group images of one size: batch_size of them, fewer if they are larger than 640x480.
 
-    Every image comes once, in another order. At most 4 * batch_size of them wait for others of their size; then the size that was
-    met first comes as it is.
+    Every image comes once, in another order. At most 4 * batch_size of them wait for others of their size; then those of the size
+    that was met first come as they are.
     """
-    waiting: dict[
-        tuple[int, ...], list[MultiscaleImage]
-    ] = {}  # in the order in which the sizes were met
+    waiting: dict[tuple[int, ...], list[MultiscaleImage]] = {}  # sizes in the order they were met
     for item in items:
-        height, width = size = tuple(item.size)
+        size = tuple(item.size)  # a list if the item was pinned
         waiting.setdefault(size, []).append(item)
-        if len(waiting[size]) >= min(
-            batch_size, max(1, batch_size * USUAL_PIXELS // (height * width))
-        ):
+        num_waiting = sum(len(group) for group in waiting.values())
+        if len(waiting[size]) >= _batch_size_of(size, batch_size):
             yield waiting.pop(size)
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
-            yield waiting.pop(next(iter(waiting)))
+        elif num_waiting >= MAX_WAITING_BATCHES * batch_size:
+            first_met = next(iter(waiting))
+            yield waiting.pop(first_met)
     yield from waiting.values()
+
+
+def _batch_size_of(size: tuple[int, ...], batch_size: int) -> int:
+    """The number of images of one size that have about as many pixels as batch_size usual ones, at most batch_size."""
+    height, width = size
+    fitting = batch_size * USUAL_PIXELS // (height * width)
+    return min(batch_size, max(1, fitting))

@@ -84,7 +84,7 @@ DATASETS = {spec.name: spec for spec in (VOC, COCO, FOLDER)}
 
 
 class Sample(NamedTuple):
-    """An image of a list: its name, its file, and the file of its mask, which need not exist."""
+    """An image of a list: its name, its file, and the file of its true mask, which need not exist."""
 
     name: str
     image: Path
@@ -118,15 +118,6 @@ class Samples(Sequence[Sample]):
 
     def names(self) -> list[str]:
         return self._columns[0].tolist()
-
-    def with_masks(self, folder: Path) -> "Samples":
-        """The same images with folder/NAME.png as their masks."""
-        return Samples(
-            [
-                *self._columns[:2],
-                np.array([str(folder / f"{name}.png") for name in self.names()], str),
-            ]
-        )
 
 
 def open_dataset(name: str, root: str | Path) -> "Dataset":
@@ -192,7 +183,7 @@ class Dataset:
                 problems.append(f"{where}: {error}")
         return Samples.of(rows.values()), problems
 
-    def labels(self, samples: Samples) -> np.ndarray:
+    def tags(self, samples: Samples) -> np.ndarray:
         """Image-level labels (N, K-1) float32 0/1. Raises InputError for the first problem that `read_tags` finds."""
         return rows_or_raise(self.read_tags(samples))
 
@@ -200,13 +191,13 @@ class Dataset:
         """Read the image-level labels (N, K-1) float32 0/1; problems are images without a tag, and tags that are no classes."""
         if self._has_table:
             table, problems = self.tag_table()
-            labels, untagged = table.labels_of(samples.names(), self.root / TAGS)
+            labels, untagged = table.tags_of(samples.names(), self.root / TAGS)
             return labels, problems + untagged
         labels, problems = np.zeros((len(samples), self.num_classes - 1), np.float32), []
         for i, name in enumerate(samples.names()):
             path = self.tag_file(name)
             try:
-                labels[i], unknown = annotations.label_of(
+                labels[i], unknown = annotations.encode_tags(
                     annotations.read_annotation(path), self.class_names, str(path)
                 )
                 problems += unknown
@@ -252,7 +243,7 @@ class Dataset:
         tagged = [
             (f"{path}, line {table.line[row]}", name)
             for name, row in table.row.items()
-            if table.labels[row].any()
+            if table.tags[row].any()
         ]
         lines = [(where, name) for where, name in tagged if list_name == TAGGED or name in masks]
         if not lines:

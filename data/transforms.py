@@ -3,6 +3,8 @@
 The augmentations are the published ones: random long side (SIPE section 4.1) or random factor (IRN), flip, random crop or padding.
 """
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -12,6 +14,14 @@ from .images import IGNORE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The sizes at which inference reads an image."""
+
+    scales: tuple[float, ...]  # factors of the size after shrinking
+    max_side: int = 0  # larger images are shrunk to it first; 0: never
 
 
 def augment(

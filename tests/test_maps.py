@@ -32,6 +32,7 @@ import make_cam
 import train_resnet50_SIPE as train
 from data.datasets import MultiscaleImages, batches_by_size, present_classes
 from data.registry import open_dataset
+from data.transforms import Scaling
 from errors import InputError
 from network import sipe
 from network.recipe import RECIPES
@@ -126,7 +127,7 @@ class TestTraining:
         dataset = open_dataset("voc", fixed_voc)
         prototypes, seen = (
             content["model"].pop("class_prototypes"),
-            dataset.labels(dataset.samples("train_aug")).any(0),
+            dataset.tags(dataset.samples("train_aug")).any(0),
         )
         assert prototypes[seen].any(1).all() and not prototypes[~seen].any()
         assert all(
@@ -233,7 +234,9 @@ class TestLocalization:
             Context(torch.device("cpu")),
         )
         batches = list(
-            batches_by_size(list(MultiscaleImages(samples, dataset.labels(samples), scales)), 4)
+            batches_by_size(
+                list(MultiscaleImages(samples, dataset.tags(samples), Scaling(scales))), 4
+            )
         )
         assert sorted([item.index for item in batch] for batch in batches) == [
             [0, 1, 2],
@@ -245,7 +248,7 @@ class TestLocalization:
                 ((own_keys, own_maps),) = multiscale_cams(model, [item], context)
                 assert (
                     np.array_equal(keys, own_keys)
-                    and keys.tolist() == present_classes(item.label).tolist()
+                    and keys.tolist() == present_classes(item.tags).tolist()
                 )
                 for kind in cam_file.KINDS:
                     sizes = [

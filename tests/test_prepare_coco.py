@@ -206,7 +206,7 @@ def test_masks_lists_and_tags_are_as_worked_by_hand(root):
         and not error
     )
     dataset = open_dataset("coco", root)
-    assert dataset.labels(dataset.samples("train")).sum() == 7
+    assert dataset.tags(dataset.samples("train")).sum() == 7
 
 
 @pytest.mark.parametrize(

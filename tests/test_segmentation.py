@@ -34,7 +34,7 @@ import train_seg
 from data.datasets import MultiscaleImages
 from data.images import read_image
 from data.registry import open_dataset
-from data.transforms import normalize
+from data.transforms import Scaling, normalize
 from errors import InputError
 from network import deeplab, wideresnet
 from network.deeplab import DeepLab
@@ -260,7 +260,9 @@ class TestOtherNetworks:
         torch.manual_seed(0)
         model = wideresnet.DeepLabV1(3, frozen=False).eval()
         item, context = (
-            MultiscaleImages(open_dataset("voc", fixed_voc).samples("val"), None, [1.0, 0.5])[1],
+            MultiscaleImages(
+                open_dataset("voc", fixed_voc).samples("val"), None, Scaling((1.0, 0.5))
+            )[1],
             Context(torch.device("cpu")),
         )
         with torch.no_grad():
@@ -377,7 +379,9 @@ class TestInference:
             *(f"{name}.{ending}" for name in NAMES for ending in ("png", "npz")),
         }
         item, total = (
-            MultiscaleImages(open_dataset("voc", fixed_voc).samples("val"), None, [1.0, 0.5])[1],
+            MultiscaleImages(
+                open_dataset("voc", fixed_voc).samples("val"), None, Scaling((1.0, 0.5))
+            )[1],
             torch.zeros(21, *SIZE),
         )
         for image in item.images:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib
@@ -21,189 +22,249 @@ from matplotlib import pyplot as plt
 
 FONT = font_manager.findfont("DejaVu Sans")  # matplotlib brings it
 TINT = 90  # of 255: how much of a mask's colour lies over the image
+ALPHA = 3  # the channel of a layer that says how opaque it is
+SHEET_DPI = 130
+PANEL_INCHES = 2.2  # width of an image on a contact sheet
+
+Panels = Callable[[int, np.ndarray], list[np.ndarray]]  # index and crop -> what is beside the crop
+ClassNames = Sequence[str] | Mapping[int, str]  # by class id
+Columns = dict[str, dict[str, float | None]]  # title -> class name -> percent
 
 
-def mask_layer(label: np.ndarray) -> np.ndarray:
-    """Class ids (H, W) uint8 -> RGBA (H, W, 4) uint8 to lay over an image: a tint inside, an outline of VOC's colour within a white line.
+def mask_layer(mask: np.ndarray) -> np.ndarray:
+    """Class ids (H, W) uint8 -> RGBA (H, W, 4) uint8 to lay over an image.
 
+    Each object has a tint inside, and an outline of VOC's colour within a white line.
     The background stays clear. Pixels of IGNORE are pale and have no outline.
     """
-    classes, width = np.where(label == IGNORE, 0, label), 2 + max(label.shape) // 600
-    tints = np.column_stack([palette(), np.full(256, TINT, np.uint8)])
+    alpha = np.full(256, TINT, np.uint8)
+    tints = np.column_stack([palette(), alpha])
     tints[0] = 0
-    layer = tints[label]
-    layer[(classes > 0) & _near_border(classes, width + 1), 3] = 255
-    layer[(classes > 0) & _near_border(classes, 1)] = 255
+    layer = tints[mask]
+
+    class_ids = np.where(mask == IGNORE, 0, mask)
+    is_object = class_ids > 0
+    outline_width = 2 + max(mask.shape) // 600
+    outline = is_object & _near_border(class_ids, outline_width + 1)
+    white_line = is_object & _near_border(class_ids, 1)
+    layer[outline, ALPHA] = 255
+    layer[white_line] = 255
     return layer
 
 
-def _near_border(label: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) whether a pixel has another class at most so many pixels away."""
-    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    return cv2.dilate(label, window) != cv2.erode(label, window)
+def _near_border(class_ids: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool, whether there is a pixel of another class at most so many pixels away."""
+    side = 2 * width + 1
+    window = np.ones((side, side), np.uint8)
+    return cv2.dilate(class_ids, window) != cv2.erode(class_ids, window)
 
 
-def name_places(label: np.ndarray) -> dict[int, tuple[int, int]]:
-    """Where the name of each class stands: the (x, y) inside it that is farthest from its border, for the ids in (H, W) uint8."""
+def name_places(mask: np.ndarray) -> dict[int, tuple[int, int]]:
+    """The (x, y) of each class in (H, W) uint8 that is farthest from the border of its mask.
+
+    The name of the class stands there. The image's edge is a border, too.
+    """
+    pixels = np.bincount(mask.ravel(), minlength=IGNORE)
+    foreground = np.flatnonzero(pixels[1:IGNORE]) + 1
     places = {}
-    for key in (
-        np.flatnonzero(np.bincount(label.ravel(), minlength=IGNORE)[1:IGNORE]) + 1
-    ).tolist():
-        inside = np.pad((label == key).astype(np.uint8), 1)  # the image's edge is a border, too
-        places[key] = cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1])[3]
+    for class_id in foreground.tolist():
+        inside = (mask == class_id).astype(np.uint8)
+        distance = cv2.distanceTransform(np.pad(inside, 1), cv2.DIST_L2, 3)
+        _, _, _, farthest = cv2.minMaxLoc(distance[1:-1, 1:-1])
+        places[class_id] = farthest
     return places
 
 
-def overlay(
-    image: np.ndarray, label: np.ndarray, names: Sequence[str] | Mapping[int, str] = ()
-) -> np.ndarray:
-    """Lay `mask_layer` of class ids (H, W) uint8 over an image (H, W, 3) uint8; names: of the classes, written into their masks."""
-    layer = Image.fromarray(mask_layer(label))
-    painted = Image.alpha_composite(Image.fromarray(image).convert("RGBA"), layer).convert("RGB")
-    if names:
-        draw, font = (
-            ImageDraw.Draw(painted),
-            ImageFont.truetype(FONT, max(10, max(label.shape) // 20)),
-        )
-        for key, (x, y) in name_places(label).items():
-            half = font.getlength(names[key]) / 2
-            x = max(half, min(x, painted.width - half))
-            draw.text(
-                (x, y),
-                names[key],
-                "white",
-                font,
-                anchor="mm",
-                stroke_width=font.size // 8,
-                stroke_fill="black",
-            )
+def overlay(image: np.ndarray, mask: np.ndarray, class_names: ClassNames = ()) -> np.ndarray:
+    """Lay `mask_layer` of class ids (H, W) uint8 over an image (H, W, 3) uint8.
+
+    class_names: written into the masks; none by default.
+    """
+    layer = Image.fromarray(mask_layer(mask))
+    base = Image.fromarray(image).convert("RGBA")
+    painted = Image.alpha_composite(base, layer).convert("RGB")
+    if class_names:
+        _draw_names(painted, mask, class_names)
     return np.asarray(painted)
+
+
+def _draw_names(painted: Image.Image, mask: np.ndarray, class_names: ClassNames) -> None:
+    draw = ImageDraw.Draw(painted)
+    font_size = max(10, max(mask.shape) // 20)
+    font = ImageFont.truetype(FONT, font_size)
+    for class_id, (x, y) in name_places(mask).items():
+        name = class_names[class_id]
+        half_width = font.getlength(name) / 2
+        x = max(half_width, min(x, painted.width - half_width))
+        draw.text(
+            (x, y),
+            name,
+            "white",
+            font,
+            anchor="mm",
+            stroke_width=font.size // 8,
+            stroke_fill="black",
+        )
 
 
 def heat(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """Lay a map (H, W) in [0, 1] over an image (H, W, 3) uint8 as a heat map."""
     scaled = (np.clip(activation, 0, 1) * 255).astype(np.uint8)
-    return cv2.addWeighted(
-        cv2.applyColorMap(scaled, cv2.COLORMAP_JET)[:, :, ::-1], 0.5, image, 0.5, 0
-    )
+    colours = _apply_colours(scaled, cv2.COLORMAP_JET)
+    return cv2.addWeighted(colours, 0.5, image, 0.5, 0)
 
 
 def heat_layer(activation: np.ndarray, levels: int = 24) -> np.ndarray:
-    """A map (H, W) in [0, 1] as RGBA (H, W, 4) uint8 to lay over an image: the stronger, the more opaque; few levels pack well."""
-    level = (np.round(np.clip(activation, 0, 1) * levels) * (255 / levels)).astype(np.uint8)
-    return np.dstack([cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[:, :, ::-1], level // 4 * 3])
+    """A map (H, W) in [0, 1] -> RGBA (H, W, 4) uint8 to lay over an image.
+
+    The stronger the map, the more opaque. Few levels make small files.
+    """
+    level = np.round(np.clip(activation, 0, 1) * levels)
+    scaled = (level * (255 / levels)).astype(np.uint8)
+    return np.dstack([_apply_colours(scaled, cv2.COLORMAP_TURBO), scaled // 4 * 3])
+
+
+def _apply_colours(scaled: np.ndarray, colour_map: int) -> np.ndarray:
+    """(H, W) uint8 -> RGB (H, W, 3) uint8, by one of OpenCV's colour maps."""
+    bgr = cv2.applyColorMap(scaled, colour_map)
+    return bgr[:, :, ::-1]
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
     """Write an image (H, W, 3) or a layer (H, W, 4) uint8 as JPEG or PNG, as the path says."""
-    options = (
-        {"format": "jpeg", "quality": 90}
-        if path.suffix == ".jpg"
-        else {"format": "png", "compress_level": 3}
-    )
+    if path.suffix == ".jpg":
+        options = {"format": "jpeg", "quality": 90}
+    else:
+        options = {"format": "png", "compress_level": 3}
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary, **options)
 
 
 def training_sheet(
-    image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, label: torch.Tensor, rows: int = 4
+    image: torch.Tensor, cam: torch.Tensor, is_cam: torch.Tensor, tags: torch.Tensor, rows: int = 4
 ) -> np.ndarray:
-    """Crop, CAM and IS-CAM of the first labelled class; cam and is_cam (B, K, h, w) in [0, 1], label (B, K-1). See `_sheet`."""
+    """A row for each crop: the crop, CAM and IS-CAM of its first tag. See `_sheet`.
+
+    cam, is_cam: (B, K, h, w) in [0, 1]; tags: (B, K-1).
+    """
 
     def panels(i: int, crop: np.ndarray) -> list[np.ndarray]:
-        shown = int(label[i].argmax()) + 1
-        return [heat(crop, _enlarged(kind[i, shown], crop)) for kind in (cam, is_cam)]
+        first_class = int(tags[i].argmax()) + 1
+        maps = [_resize_map(kind[i, first_class], crop) for kind in (cam, is_cam)]
+        return [heat(crop, activation) for activation in maps]
 
     return _sheet(image, panels, rows)
 
 
 def edge_sheet(
-    image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4
+    image: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, rows: int = 4
 ) -> np.ndarray:
-    """Crop, inter-pixel label (B, H, W) uint8 and edges from logits (B, 1, h, w). See `_sheet`."""
+    """A row for each crop: the crop, its inter-pixel labels and edges. See `_sheet`.
+
+    target: (B, H, W) uint8; logits: (B, 1, h, w).
+    """
 
     def panels(i: int, crop: np.ndarray) -> list[np.ndarray]:
-        return [
-            overlay(crop, label[i].cpu().numpy()),
-            heat(crop, _enlarged(logits[i, 0].sigmoid(), crop)),
-        ]
+        labels = target[i].cpu().numpy()
+        edges = _resize_map(logits[i, 0].sigmoid(), crop)
+        return [overlay(crop, labels), heat(crop, edges)]
 
     return _sheet(image, panels, rows)
 
 
 def segmentation_sheet(
-    image: torch.Tensor, label: torch.Tensor, logits: torch.Tensor, rows: int = 4
+    image: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, rows: int = 4
 ) -> np.ndarray:
-    """Crop, pseudo label (B, H, W) uint8 and prediction from logits (B, K, h, w). See `_sheet`."""
+    """A row for each crop: the crop, its pseudo label and the prediction. See `_sheet`.
+
+    target: (B, H, W) uint8; logits: (B, K, h, w).
+    """
 
     def panels(i: int, crop: np.ndarray) -> list[np.ndarray]:
+        pseudo_label = target[i].cpu().numpy()
         prediction = logits[i].argmax(0).to(torch.uint8).cpu().numpy()
-        enlarged = cv2.resize(prediction, crop.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        return [overlay(crop, label[i].cpu().numpy()), overlay(crop, enlarged)]
+        width_and_height = crop.shape[1::-1]
+        resized = cv2.resize(prediction, width_and_height, interpolation=cv2.INTER_NEAREST)
+        return [overlay(crop, pseudo_label), overlay(crop, resized)]
 
     return _sheet(image, panels, rows)
 
 
-def _sheet(
-    image: torch.Tensor, panels: Callable[[int, np.ndarray], list[np.ndarray]], rows: int
-) -> np.ndarray:
-    """A row for each of the first images (B, 3, H, W) uint8, beside its panels: (rows * H, 3 * W, 3) uint8."""
-    images = [one.permute(1, 2, 0).cpu().numpy() for one in image[:rows]]
-    return np.vstack([np.hstack([image, *panels(i, image)]) for i, image in enumerate(images)])
+def _sheet(image: torch.Tensor, panels: Panels, rows: int) -> np.ndarray:
+    """The first images (B, 3, H, W) uint8, each beside its panels: (rows * H, 3 * W, 3) uint8."""
+    lines = []
+    for i, tensor in enumerate(image[:rows]):
+        crop = tensor.permute(1, 2, 0).cpu().numpy()
+        lines.append(np.hstack([crop, *panels(i, crop)]))
+    return np.vstack(lines)
 
 
-def _enlarged(activation: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    return cv2.resize(activation.detach().float().cpu().numpy(), image.shape[1::-1])
+def _resize_map(activation: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """A map (h, w) of any precision at the size of an image, float32."""
+    pixels = activation.detach().float().cpu().numpy()
+    return cv2.resize(pixels, image.shape[1::-1])
+
+
+class SheetRow(NamedTuple):
+    """A row of a contact sheet."""
+
+    caption: str
+    images: Sequence[np.ndarray]  # (H, W, 3) uint8 each
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
-    columns: Sequence[str],
-    path: Path,
-    dpi: int = 130,
+    rows: Sequence[SheetRow], titles: Sequence[str], path: Path, dpi: int = SHEET_DPI
 ) -> None:
-    """Write a PNG or JPEG with a row of images (H, W, 3) uint8 for every (caption, images), under column titles."""
-    tallness = max(image.shape[0] / image.shape[1] for _, images in rows for image in images)
-    size = (2.2 * len(columns), 2.2 * min(tallness, 1.2) * len(rows) + 0.3)
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+    """Write a PNG or JPEG with rows of images; titles: of the columns."""
+    height = min(_tallest(rows), 1.2)
+    width_inches = PANEL_INCHES * len(titles)
+    height_inches = PANEL_INCHES * height * len(rows) + 0.3
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(width_inches, height_inches), squeeze=False
+    )
     for line, (caption, images) in zip(axes, rows):
         for axis, image in zip(line, images):
             axis.imshow(image)
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(caption, fontsize=7, parse_math=False)
-    for axis, title in zip(axes[0], columns):
+    for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
     _write(figure, path, dpi)
 
 
-def bar_chart(columns: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
-    """Write a PNG with one group of bars a class: column title -> class name -> value in percent."""
-    names = list(next(iter(columns.values())))
-    figure, axis = plt.subplots(figsize=(max(5, 0.42 * len(names) + 1), 3.6))
+def _tallest(rows: Sequence[SheetRow]) -> float:
+    """The largest height of an image, as a multiple of its width."""
+    heights = []
+    for _, images in rows:
+        heights += [image.shape[0] / image.shape[1] for image in images]
+    return max(heights)
+
+
+def bar_chart(columns: Columns, title: str, path: Path) -> None:
+    """Write a PNG with a group of bars for each class; a class without a value has no bar."""
+    class_names = list(next(iter(columns.values())))
+    width_inches = max(5, 0.42 * len(class_names) + 1)
+    figure, axis = plt.subplots(figsize=(width_inches, 3.6))
     width = 0.8 / len(columns)
-    for i, (label, column) in enumerate(columns.items()):
-        heights = [
-            value or 0 for value in column.values()
-        ]  # a class that the truth never shows has none
-        axis.bar(
-            np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width,
-            heights,
-            width,
-            label=label,
-        )
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8, parse_math=False)
+    middle = (len(columns) - 1) / 2
+    for i, (column_title, column) in enumerate(columns.items()):
+        places = np.arange(len(class_names)) + (i - middle) * width
+        heights = [value or 0 for value in column.values()]
+        axis.bar(places, heights, width, label=column_title)
+    axis.set_xticks(
+        range(len(class_names)), class_names, rotation=60, ha="right", fontsize=8, parse_math=False
+    )
     axis.set_ylabel("% of the union")
     axis.set_title(title, fontsize=10, parse_math=False)
     axis.legend(fontsize=8)
     _write(figure, path)
 
 
-def _write(figure: plt.Figure, path: Path, dpi: int = 130) -> None:
+def _write(figure: plt.Figure, path: Path, dpi: int = SHEET_DPI) -> None:
     with warnings.catch_warnings(), atomic_write(path) as temporary:
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from"
-        )  # a name in a script that the font lacks is shown as boxes
+        # a name in a script that the font lacks is shown as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.tight_layout(pad=0.4)
         figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
     plt.close(figure)

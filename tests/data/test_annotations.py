@@ -31,12 +31,12 @@ def tree(root: Path, *files: str) -> Path:
 def tags_of(path: Path, content: str | bytes) -> tuple[dict[str, list[str]], list[str]]:
     """What a tag table of this content says, as names of classes, and its problems."""
     table, problems = read_tag_table(write(path, content), CLASSES)
-    assert (table.labels.shape, table.labels.dtype) == (
+    assert (table.tags.shape, table.tags.dtype) == (
         (len(table.row), len(CLASSES) - 1),
         np.uint8,
     )
     return {
-        name: [CLASSES[1:][i] for i in np.flatnonzero(table.labels[row])]
+        name: [CLASSES[1:][i] for i in np.flatnonzero(table.tags[row])]
         for name, row in table.row.items()
     }, problems
 
@@ -246,26 +246,24 @@ def test_a_table_labels_images_in_the_order_asked_for(tmp_path):
     path = write(tmp_path / "tags.csv", "a,cat\nb,cat;dog\nc,\nd,potted plant\n")
     table = rows_or_raise(read_tag_table(path, CLASSES))
     assert table.line == [1, 2, 3, 4]
-    labels, problems = table.labels_of(iter(["d", "b", "a", "b"]), path)
+    labels, problems = table.tags_of(iter(["d", "b", "a", "b"]), path)
     assert (labels.tolist(), labels.dtype, problems) == (
         [[0, 0, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]],
         np.float32,
         [],
     )
-    labels, problems = table.labels_of(["c", "a", "unknown"], path)
+    labels, problems = table.tags_of(["c", "a", "unknown"], path)
     assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert all(
         problem.startswith(f"{path}: ") and f" {name} " in problem
         for problem, name in zip(problems, ["c", "unknown"], strict=True)
     )
-    assert table.labels_of([], path)[0].shape == (0, 3)
-    assert (
-        len(rows_or_raise(read_tag_table(write(path, ""), CLASSES)).labels_of(["a"], path)[1]) == 1
-    )
+    assert table.tags_of([], path)[0].shape == (0, 3)
+    assert len(rows_or_raise(read_tag_table(write(path, ""), CLASSES)).tags_of(["a"], path)[1]) == 1
 
 
 def test_unknown_tags_are_problems_of_a_label():
-    label, problems = annotations.label_of({"fox", "dog", "cow"}, CLASSES, "here")
+    label, problems = annotations.encode_tags({"fox", "dog", "cow"}, CLASSES, "here")
     assert (label.tolist(), label.dtype) == ([0, 1, 0], np.uint8)
     assert all(
         problem.startswith("here: ") and tag in problem

@@ -10,6 +10,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from data import datasets
 from data.datasets import (
+    BatchPlan,
+    CropOptions,
     LabelledCrops,
     MultiscaleImage,
     MultiscaleImages,
@@ -21,7 +23,7 @@ from data.datasets import (
 )
 from data.images import read_image, read_mask, to_stored_frame
 from data.registry import Samples, open_dataset
-from data.transforms import augment, augment_pair, to_tensor
+from data.transforms import Scaling, augment, augment_pair, to_tensor
 from errors import InputError
 
 FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -33,18 +35,22 @@ DRAWN = pytest.mark.parametrize(
 def training_crops(root) -> TrainingCrops:
     dataset = open_dataset("voc", root)
     samples = dataset.samples("train")
-    return TrainingCrops(samples, dataset.labels(samples), (24, 48), 32, seed=15)
+    return TrainingCrops(samples, dataset.tags(samples), (24, 48), 32, seed=15)
 
 
 def labelled_crops(root) -> LabelledCrops:
-    return LabelledCrops(open_dataset("voc", root).samples("train"), 21, (0.5, 1.0), 48, seed=15)
+    samples = open_dataset("voc", root).samples("train")
+    return LabelledCrops(
+        samples, root / "SegmentationClass", 21, CropOptions((0.5, 1.0), 48, seed=15)
+    )
 
 
 def one_entry(tmp_path, image: np.ndarray, mask: np.ndarray, **options) -> Samples:
     """An image in RGB and its mask."""
     Image.fromarray(image).convert("RGB").save(tmp_path / "a.png", **options)
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    return Samples.of([("a", str(tmp_path / "a.png"), str(tmp_path / "mask.png"))])
+    (tmp_path / "a_mask").mkdir()
+    Image.fromarray(mask).save(tmp_path / "a_mask/a.png")
+    return Samples.of([("a", str(tmp_path / "a.png"), str(tmp_path / "a_mask/a.png"))])
 
 
 def epochs_of(batches: ResumableBatches) -> list[list[int]]:
@@ -60,20 +66,22 @@ def test_each_epoch_sees_each_image_at_most_once_in_its_own_order_and_drops_anot
     epochs = [
         epoch
         for seed in (0, 1)
-        for epoch in epochs_of(ResumableBatches(10, 4, epochs=6, seed=seed))
+        for epoch in epochs_of(ResumableBatches(BatchPlan(10, 4, epochs=6, seed=seed)))
     ]
     assert all(len(epoch) == len(set(epoch)) == 8 for epoch in epochs)
     assert len(epochs) == len({tuple(epoch) for epoch in epochs}) == 12
     assert set().union(*epochs[:6]) == set(range(10))
-    assert sorted(epochs_of(ResumableBatches(12, 4, epochs=1, seed=0))[0]) == list(range(12))
-    assert list(ResumableBatches(3, 4, epochs=5, seed=0)) == []
+    assert sorted(epochs_of(ResumableBatches(BatchPlan(12, 4, epochs=1, seed=0)))[0]) == list(
+        range(12)
+    )
+    assert list(ResumableBatches(BatchPlan(3, 4, epochs=5, seed=0))) == []
 
 
 def test_a_resumed_run_sees_the_tail_of_the_whole_one():
-    whole = list(ResumableBatches(10, 4, epochs=3, seed=7))
+    whole = list(ResumableBatches(BatchPlan(10, 4, epochs=3, seed=7)))
     assert [len(batch) for batch in whole] == [4] * 6
     for start in range(7):
-        rest = ResumableBatches(10, 4, epochs=3, seed=7, start=start)
+        rest = ResumableBatches(BatchPlan(10, 4, epochs=3, seed=7), start=start)
         assert len(rest) == 6 - start and list(rest) == list(rest) == whole[start:]
     order = np.random.default_rng((7, 1)).permutation(
         10
@@ -85,9 +93,9 @@ def test_a_resumed_run_sees_the_tail_of_the_whole_one():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_processes_share_out_each_batch(world_size):
-    whole = list(ResumableBatches(10, 4, epochs=2, seed=7))
+    whole = list(ResumableBatches(BatchPlan(10, 4, epochs=2, seed=7)))
     parts = [
-        list(ResumableBatches(10, 4, epochs=2, seed=7, rank=rank, world_size=world_size))
+        list(ResumableBatches(BatchPlan(10, 4, epochs=2, seed=7), rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -107,18 +115,20 @@ def test_a_crop_is_drawn_from_its_place(tiny_voc, crops_of, epoch, index):
         assert image.shape == ((75, 100, 3) if index == 1 else (48, 64, 3))
         crop, inside, label, dtype = (
             *augment(image, (24, 48), 32, rng),
-            crops.labels[index],
+            crops.tags[index],
             torch.float32,
         )
+        name = "tags"
     else:
         image, mask = (
             read_image(crops.samples[index].image),
             read_mask(crops.samples[index].mask, 21),
         )
         crop, inside, label, dtype = *augment_pair(image, mask, (0.5, 1.0), 48, rng), torch.uint8
+        name = "target"
     item = crops[epoch, index]
     assert torch.equal(item["image"], to_tensor(crop)) and np.array_equal(item["inside"], inside)
-    assert np.array_equal(item["label"], label) and item["label"].dtype == dtype
+    assert np.array_equal(item[name], label) and item[name].dtype == dtype
 
 
 @FORKS
@@ -130,14 +140,14 @@ def test_workers_and_resuming_change_nothing(fixed_voc, crops_of):
         before = torch.get_rng_state()  # it is left to the network's dropout
         batches = list(
             training_loader(
-                crops, ResumableBatches(6, 4, epochs=2, seed=3, start=start), num_workers
+                crops, ResumableBatches(BatchPlan(6, 4, epochs=2, seed=3), start=start), num_workers
             )
         )
         assert torch.equal(torch.get_rng_state(), before)
         return batches
 
     alone, helped, (resumed,) = load(0), load(1), load(0, start=1)
-    places = list(ResumableBatches(len(crops), 4, epochs=2, seed=3))
+    places = list(ResumableBatches(BatchPlan(len(crops), 4, epochs=2, seed=3)))
     assert len(alone) == len(helped) == len(places) == 2
     for name in alone[0]:
         assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, helped))
@@ -148,10 +158,10 @@ def test_workers_and_resuming_change_nothing(fixed_voc, crops_of):
 @pytest.mark.parametrize(("max_side", "size"), [(64, (24, 32)), (128, (48, 64)), (0, (48, 64))])
 def test_a_large_image_is_shrunk_before_it_is_scaled(tmp_path, max_side, size):
     mask = np.repeat(np.array([1, 2], np.uint8), 64)[None].repeat(96, 0)
-    item = LabelledCrops(
-        one_entry(tmp_path, 100 * mask, mask), 3, (0.5, 0.5), 64, seed=0, max_side=max_side
-    )[0, 0]
-    label, inside = item["label"].numpy(), item["inside"].numpy()
+    samples = one_entry(tmp_path, 100 * mask, mask)
+    options = CropOptions((0.5, 0.5), 64, seed=0, max_side=max_side)
+    item = LabelledCrops(samples, tmp_path / "a_mask", 3, options)[0, 0]
+    label, inside = item["target"].numpy(), item["inside"].numpy()
     assert inside.sum() == np.prod(size) and (label[inside] == 1).sum() == np.prod(size) / 2
 
 
@@ -163,20 +173,20 @@ def test_a_mask_in_the_stored_frame_is_turned_with_its_image(tmp_path, orientati
     stored, tags = to_stored_frame(label, orientation), Image.Exif()
     tags[0x0112] = orientation
     samples = one_entry(tmp_path, 40 * stored, stored, exif=tags)
-    item = LabelledCrops(samples, 7, (1, 1), 24, seed=0)[0, 0]
-    cropped, inside = item["label"].numpy(), item["inside"].numpy()
+    item = LabelledCrops(samples, tmp_path / "a_mask", 7, CropOptions((1, 1), 24, seed=0))[0, 0]
+    cropped, inside = item["target"].numpy(), item["inside"].numpy()
     assert np.array_equal(40 * cropped[inside], item["image"][0].numpy()[inside])
     assert cropped[inside].reshape(16, 24).tolist() in (
         label.tolist(),
         label[:, ::-1].tolist(),
     )  # the crop may be flipped
-    pyramid = MultiscaleImages(samples, None, [0.5])[0]
+    pyramid = MultiscaleImages(samples, None, Scaling((0.5,)))[0]
     assert (pyramid.orientation, pyramid.size, pyramid.images[0].shape) == (
         orientation,
         (16, 24),
         (3, 8, 12),
     )
-    assert np.array_equal(pyramid.image, 40 * label[..., None].repeat(3, 2))
+    assert np.array_equal(pyramid.original, 40 * label[..., None].repeat(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +208,8 @@ def test_inference_sees_whole_images_one_at_a_time(fixed_voc, num_workers, max_s
     samples = dataset.samples("train")
     items = list(
         inference_loader(
-            MultiscaleImages(samples, dataset.labels(samples), [1.0, 0.5], max_side), num_workers
+            MultiscaleImages(samples, dataset.tags(samples), Scaling((1.0, 0.5), max_side)),
+            num_workers,
         )
     )
     assert [item.index for item in items] == list(range(6))
@@ -211,17 +222,19 @@ def test_inference_sees_whole_images_one_at_a_time(fixed_voc, num_workers, max_s
             (sizes[0], sizes[0] * 4 // 3),
             1,
         )
-        assert isinstance(item.image, np.ndarray) and np.array_equal(
-            item.image, read_image(sample.image)
+        assert isinstance(item.original, np.ndarray) and np.array_equal(
+            item.original, read_image(sample.image)
         )
-        assert max_side == 32 or np.array_equal(item.images[0].permute(1, 2, 0).numpy(), item.image)
-    assert [datasets.present_classes(item.label).tolist() for item in items[:2]] == [
+        assert max_side == 32 or np.array_equal(
+            item.images[0].permute(1, 2, 0).numpy(), item.original
+        )
+    assert [datasets.present_classes(item.tags).tolist() for item in items[:2]] == [
         [0, 8, 12],
         [0, 12],
     ]  # background, cat, dog
-    assert datasets.present_classes(MultiscaleImages(samples, None, [1.5])[1].label).tolist() == [
-        0
-    ]  # inference needs no labels
+    assert datasets.present_classes(
+        MultiscaleImages(samples, None, Scaling((1.5,)))[1].tags
+    ).tolist() == [0]  # inference needs no labels
 
 
 def sized(*sizes: tuple[int, int]) -> list[MultiscaleImage]:
@@ -273,6 +286,8 @@ def test_pinning_reaches_the_images_inside_an_item(tiny_voc, monkeypatch):
         "pin_memory",
         lambda tensor, *_: (pinned.append(tuple(tensor.shape)), tensor)[1],
     )
-    item = MultiscaleImages(open_dataset("voc", tiny_voc).samples("train"), None, [1.0, 0.5])[0]
+    item = MultiscaleImages(
+        open_dataset("voc", tiny_voc).samples("train"), None, Scaling((1.0, 0.5))
+    )[0]
     assert type(pin_memory(item)) is MultiscaleImage
     assert sorted(pinned) == [(0,), (3, 24, 32), (3, 48, 64)]

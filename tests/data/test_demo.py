@@ -63,7 +63,7 @@ def test_images_masks_and_tags_agree(drawn):
     samples = dataset.samples("masked")
     assert len(samples) == IMAGES
     table, shown = rows_or_raise(read_tag_table(drawn / "tags.csv", dataset.class_names)), set()
-    for (_, image_path, mask_path), label in zip(samples, table.labels, strict=True):
+    for (_, image_path, mask_path), label in zip(samples, table.tags, strict=True):
         with Image.open(image_path) as image, Image.open(mask_path) as classes:
             assert (image.mode, image.size, classes.mode, classes.size) == (
                 "RGB",

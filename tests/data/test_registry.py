@@ -107,12 +107,12 @@ def test_voc_is_read(fixed_voc):
         fixed_voc / f"JPEGImages/{NAMES[0]}.jpg",
         fixed_voc / f"SegmentationClass/{NAMES[0]}.png",
     )
-    labels = dataset.labels(samples)
+    labels = dataset.tags(samples)
     cat, dog = VOC_CLASSES.index("cat") - 1, VOC_CLASSES.index("dog") - 1
     assert [np.flatnonzero(row).tolist() for row in labels] == [[cat, dog], [dog]] * 3
     assert (labels.shape, labels.dtype, labels.max()) == ((6, 20), np.float32, 1)
-    assert np.array_equal(dataset.labels(samples[::-1]), labels[::-1])
-    assert dataset.labels(samples[:0]).shape == (0, 20)
+    assert np.array_equal(dataset.tags(samples[::-1]), labels[::-1])
+    assert dataset.tags(samples[:0]).shape == (0, 20)
     assert dataset.tag_file(NAMES[0]) == fixed_voc / f"Annotations/{NAMES[0]}.xml"
 
 
@@ -136,7 +136,7 @@ def test_coco_is_two_folders_of_images(tmp_path):
         "person",
         "toothbrush",
     )
-    tags = np.flatnonzero(dataset.labels(dataset.samples("train"))[0]) + 1
+    tags = np.flatnonzero(dataset.tags(dataset.samples("train"))[0]) + 1
     assert [dataset.class_names[i] for i in tags] == ["person", "bowl"]
     shutil.rmtree(tmp_path / "val2014")
     assert len(dataset.samples("train")) == 1
@@ -205,16 +205,16 @@ def test_a_bad_annotation_is_one_problem_and_the_others_are_read(tiny_voc, conte
     labels, (problem,) = dataset.read_tags(dataset.samples("train"))
     assert problem.startswith(f"{path}: ") and "\n" not in problem
     assert labels.sum(1).tolist() == [2, 1, 0, 1, 2, 1]
-    assert_refused(path, dataset.labels, dataset.samples("train"))
+    assert_refused(path, dataset.tags, dataset.samples("train"))
 
 
 def test_a_table_counts_before_vocs_annotations(tiny_voc):
     (tiny_voc / "tags.csv").write_text("".join(f"{name},person\n" for name in reversed(NAMES[1:])))
     dataset = open_dataset("voc", tiny_voc)
     samples = dataset.samples("train")
-    assert dataset.labels(samples[1:]).sum(0)[VOC_CLASSES.index("person") - 1] == 5
+    assert dataset.tags(samples[1:]).sum(0)[VOC_CLASSES.index("person") - 1] == 5
     assert dataset.tag_file(NAMES[0]) == tiny_voc / "tags.csv"
-    assert_refused(f"{tiny_voc / 'tags.csv'}: ", dataset.labels, samples)
+    assert_refused(f"{tiny_voc / 'tags.csv'}: ", dataset.tags, samples)
 
 
 def test_vocs_own_mask_counts_before_sbds(tiny_voc):
@@ -245,7 +245,7 @@ def test_bad_tags_are_refused(folder, list_name, tags, where):
     (folder / "tags.csv").write_text(tags) if tags else (folder / "tags.csv").unlink()
     dataset = open_dataset("folder", folder)
     assert_refused(
-        f"{folder / 'tags.csv'}{where}: ", lambda: dataset.labels(dataset.samples(list_name))
+        f"{folder / 'tags.csv'}{where}: ", lambda: dataset.tags(dataset.samples(list_name))
     )
 
 
@@ -261,7 +261,7 @@ def test_an_image_may_have_any_name_and_lie_in_the_root(folder, name):
     for list_name in ("tagged", "train"):
         samples = dataset.samples(list_name)
         assert [sample.image for sample in samples] == [path]
-        assert dataset.labels(samples).tolist() == [[0, 1]]
+        assert dataset.tags(samples).tolist() == [[0, 1]]
 
 
 def test_all_problems_of_a_dataset_come_in_order(folder):
@@ -324,7 +324,4 @@ def test_entries_are_sliced_selected_and_sent_to_workers(rows, part):
     assert list(samples) == list(pickle.loads(pickle.dumps(samples))) == expected
     assert list(samples.select([-1, 0, 0] if expected else [])) == [
         expected[i] for i in ([-1, 0, 0] if expected else [])
-    ]
-    assert list(samples.with_masks(Path("labels"))) == [
-        sample._replace(mask=Path(f"labels/{sample.name}.png")) for sample in expected
     ]
