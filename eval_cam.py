@@ -119,17 +119,9 @@ def main(argv: list[str] | None = None) -> None:
     kinds = [kind for kind in TITLES if kind in settings["maps"]]
     source = {"run_dir": args.run_dir, "num_classes": dataset.num_classes}
 
-<<<<<<< HEAD
     with run_context(args.run_dir) as context:
-        work = functools.partial(
-            compare, run_dir=args.run_dir, kinds=kinds, num_classes=dataset.num_classes
-        )
-        totals, scores = metrics.evaluate(work, samples, context, args.num_workers)
-=======
-    with run_context(args) as context:
         compare_sample = functools.partial(compare, kinds=kinds, **source)
         evaluation = metrics.evaluate(compare_sample, samples, context, args.num_workers)
->>>>>>> main
         if not context.is_main:
             return
         if not evaluation.scores:

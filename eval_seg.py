@@ -103,18 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     list_name = args.list or dataset.spec.eval_list
     samples = dataset.samples(list_name)
     label_file.check_folder(args.label_dir, dataset.class_names)
-<<<<<<< HEAD
-    read = functools.partial(read_pair, label_dir=args.label_dir, num_classes=dataset.num_classes)
-    with run_context(args.run_dir) as context:
-        work = functools.partial(compare, label_dir=args.label_dir, num_classes=dataset.num_classes)
-        totals, scores = metrics.evaluate(work, samples, context, args.num_workers)
-=======
     source = {"label_dir": args.label_dir, "num_classes": dataset.num_classes}
 
-    with run_context(args) as context:
+    with run_context(args.run_dir) as context:
         compare_sample = functools.partial(compare, **source)
         evaluation = metrics.evaluate(compare_sample, samples, context, args.num_workers)
->>>>>>> main
         if not context.is_main:
             return
         if not evaluation.scores:

@@ -16,11 +16,7 @@ from tqdm import tqdm
 
 from data.datasets import MultiscaleImage, MultiscaleImages, batches_by_size
 from data.images import stored_size, to_stored_frame
-<<<<<<< HEAD
 from data.registry import Dataset, Sample, open_dataset
-=======
-from data.registry import Dataset, Sample, Samples, open_dataset
->>>>>>> main
 from data.transforms import Scaling
 from errors import InputError
 from tool import cam_file, flags, inference, outputs
@@ -69,19 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.dataset_root)
     samples = dataset.samples(args.list or dataset.spec.train_list)
-<<<<<<< HEAD
     tags = dataset.tags(samples)
     context = local_context(args.device, args.amp)
     model = load_sipe(args, dataset, context)
-=======
-    labels = dataset.tags(samples)
-    model = load_model(args.ckpt, args.device, args.amp, dataset.class_names, args.recipe).network
-    if not isinstance(model, SIPE):
-        raise InputError(
-            f"{args.ckpt}: holds a segmentation network; use --ckpt for one of train_resnet50_SIPE.py"
-        )
-    folder = args.run_dir / "cam"
->>>>>>> main
 
     def is_done(sample: Sample) -> bool:
         path = cam_file.path_of(args.run_dir, sample.name)
@@ -128,7 +114,6 @@ def settings(args: argparse.Namespace, dataset: Dataset, model: LoadedModel) -> 
 def make_cams(
     model: LoadedModel, images: MultiscaleImages, args: argparse.Namespace, results: Results
 ) -> None:
-<<<<<<< HEAD
     """Write the CAM file of every image that can be read."""
     context = model.context
     batch_size = args.batch_size or (BATCH_ON_GPU if context.is_cuda else 1)
@@ -141,30 +126,6 @@ def make_cams(
             for item, image_maps in zip(items, found):
                 path = cam_file.path_of(args.run_dir, images.samples[item.index].name)
                 cam_file.save(path, to_grids(item, image_maps, args.maps, background))
-=======
-    context = results.context
-    loader = inference_loader(
-        MultiscaleImages(samples, labels, Scaling(tuple(args.scales)), skip_unreadable=True),
-        args.num_workers,
-        pin_memory=context.is_cuda,
-    )
-    with tqdm(total=len(samples), desc="CAM", unit="image", disable=not context.is_main) as bar:
-        for items in batches_by_size(
-            results.readable(loader), args.batch_size or (8 if context.is_cuda else 1)
-        ):
-            for item, (keys, maps) in zip(items, multiscale_cams(model, items, context)):
-                stored = {
-                    kind: [to_stored_frame(grid.numpy(), item.orientation) for grid in maps[kind]]
-                    for kind in args.maps
-                }
-                path, size = (
-                    cam_file.path_of(args.run_dir, samples[item.index].name),
-                    stored_size(item.size, item.orientation),
-                )
-                cam_file.save(
-                    path, keys, size, **stored, background=model.recipe.background_at(args.scales)
-                )
->>>>>>> main
             bar.update(len(items))
 
 
