@@ -332,7 +332,7 @@ def dense_section(args: Namespace, network: str = "") -> Section:
     batch["target"] = torch.randint(
         NUM_CLASSES, batch["inside"].shape, dtype=torch.uint8, device=device
     )
-    model = irn.IRN() if network == "IRN" else deeplab.NETWORKS[network](NUM_CLASSES, 8, True)
+    model = irn.IRN() if network == "IRN" else deeplab.build_network(network, NUM_CLASSES)
     segmentation_step = partial(train_seg.train_step, weight=torch.ones(NUM_CLASSES, device=device))
     step = train_irn.train_step if network == "IRN" else segmentation_step
     return {network: prepare_step(args, batch, model, step)}, args.sizes.batch, {}
