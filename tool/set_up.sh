@@ -7,7 +7,7 @@ VENV=${VENV:-.venv}
 VENV_PYTHON=$VENV/bin/python
 PIP_LOG=$VENV/pip.log
 CRF_FILE=requirements-crf.txt
-PROGRESS_SECONDS=20
+PROGRESS_SECONDS=${PROGRESS_SECONDS:-20}
 NAME_ANOTHER="name another: PYTHON=python3.12 bash $(basename "$0")"
 
 set_up() {  # set_up FILE...: sets PYTHON to one with these requirements and, if possible, the CRF
@@ -41,7 +41,7 @@ is_supported() {  # is_supported PYTHON
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 }
 
-find_environment() {  # find_environment CHECK FILE...: sets PYTHON to one with them that passes CHECK
+find_environment() {  # find_environment CHECK FILE...: sets PYTHON to one that passes CHECK
     local check=$1 candidates=("$INTERPRETER")
     shift
     if is_venv_as_requested; then candidates+=("$VENV_PYTHON"); fi
@@ -100,21 +100,24 @@ make_venv() {  # make VENV if there is none; sets PROBLEM if that fails
 }
 
 install_requirements() {  # install_requirements FILE...: into VENV; ends the script if that fails
-    local arguments=() file version
+    local arguments=() file
     for file in "$@"; do arguments+=(-r "$file"); done
     make_venv || fail "$PROBLEM"
     echo "installing the requirements into $VENV (once, a few minutes)"
-    if run_pip "${arguments[@]}"; then return; fi
-    if has_no_wheel_of_torch; then
-        version=$(version_of "$VENV_PYTHON")
+    run_pip "${arguments[@]}" || explain_failure
+}
+
+explain_failure() {  # end the script with what pip's log says
+    local version
+    version=$(version_of "$VENV_PYTHON")
+    if grep -q "Retrying" "$PIP_LOG" && grep -q "No matching distribution" "$PIP_LOG"; then
+        fail "pip cannot reach the package index; $PIP_LOG has all that it says"
+    fi
+    if grep -q "No matching distribution found for torch" "$PIP_LOG"; then
         fail "PyTorch has no wheel for Python $version here; delete $VENV and $NAME_ANOTHER"
     fi
     tail -n 8 "$PIP_LOG" | cut -c 1-200 | sed 's/^/    /' >&2
     fail "pip could not install the requirements; $PIP_LOG has all that it says"
-}
-
-has_no_wheel_of_torch() {  # did pip fail for that, and not because it reached no index?
-    grep -q "No matching distribution found for torch" "$PIP_LOG" && ! grep -q "Retrying" "$PIP_LOG"
 }
 
 install_crf() {  # into VENV; sets PROBLEM if that fails
@@ -128,8 +131,12 @@ install_crf() {  # into VENV; sets PROBLEM if that fails
     make_venv || return
     echo "compiling the dense CRF into $VENV (once, one or two minutes)"
     find_compiler || return
-    if run_pip -c "$CRF_FILE" cython setuptools && compile_crf; then return; fi
-    PROBLEM="pydensecrf2 cannot be built ($(first_error)); $PIP_LOG has all that pip says"
+    if ! run_pip -c "$CRF_FILE" cython setuptools || ! compile_crf; then
+        PROBLEM="pydensecrf2 cannot be built ($(first_error)); $PIP_LOG has all that pip says"
+        return 1
+    fi
+    if has_crf "$VENV_PYTHON"; then return; fi
+    PROBLEM="pydensecrf2 was built, but cannot be imported; see $VENV_PYTHON -m pydensecrf.densecrf"
     return 1
 }
 
