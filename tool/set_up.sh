@@ -184,11 +184,15 @@ run_pip() {  # run_pip ARGUMENT...: install into VENV, and print a line every 20
 }
 
 show_progress() {  # print the time, the size of VENV, and what pip does, while the script runs
-    local start=$SECONDS seconds size step
+    local start=$SECONDS seconds size
     while sleep "$PROGRESS_SECONDS" >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
         seconds=$((SECONDS - start))
         size=$(du -sh "$VENV" 2>/dev/null | cut -f 1) || true
-        step=$(tail -n 1 "$PIP_LOG" | sed 's/^ *//' | cut -c 1-70)
-        printf '  %d:%02d  %s  %s\n' $((seconds / 60)) $((seconds % 60)) "$size" "$step"
+        printf '  %d:%02d  %s  %s\n' $((seconds / 60)) $((seconds % 60)) "$size" "$(last_step)"
     done
+}
+
+last_step() {  # print what pip's log says last, without the list of packages after a colon
+    grep -E '^ *(Collecting|Downloading|Building|Installing) ' "$PIP_LOG" | tail -n 1 |
+        sed -e 's/^ *//' -e 's/:.*//' | cut -c 1-70 || true
 }
