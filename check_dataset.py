@@ -22,7 +22,7 @@ from data import annotations
 from data.images import IGNORE, read_image, read_mask
 from data.registry import DATASETS, Dataset, Sample, Samples, open_dataset
 from errors import InputError
-from exchange.archives import print_problems
+from exchange.summary import print_problems
 from tool.context import cli_main
 from tool.flags import add_workers, command_parser
 from tool.workers import parallel_map

@@ -102,6 +102,20 @@ def parse_stage(parser: argparse.ArgumentParser, argv: list[str] | None) -> argp
     return args
 
 
+def prepare_parser(doc: str, max_workers: int | None) -> argparse.ArgumentParser:
+    """A parser with the flags of all commands that prepare a dataset.
+
+    max_workers: as in `add_workers`.
+    """
+    parser = command_parser(doc)
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder of the dataset, or of its archives"
+    )
+    add_switch(parser, "--overwrite", "replace lists, tags and masks that are there")
+    add_workers(parser, max_workers)
+    return parser
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device and --amp."""
     parser.add_argument(
