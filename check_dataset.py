@@ -2,16 +2,19 @@
 
     python check_dataset.py DIR [--dataset folder|voc|coco]
 
-Prints one report: what is there, how often each class occurs, what you must fix (then the exit status is 2), and what is merely worth
-knowing. Writes nothing.
+Prints one report: what is there, how often each class occurs, what is worth knowing, and what you
+must fix; then the exit status is 2. Writes nothing.
 """
 
 import argparse
 import collections
 import functools
 import hashlib
+import itertools
+import math
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +31,12 @@ from tool.flags import add_workers, command_parser
 from tool.workers import parallel_map
 
 BATCH_SIZE = 16  # default of the training
-FEW = 250  # images, for which 5 epochs of SIPE are few steps: 12 were measured with 60 and 200 (docs/results.md)
+NAMES_SHOWN = 5  # of a note
+
+# with fewer images, 5 epochs of SIPE are few steps: 12 were measured with 60 and 200 images
+# (docs/results.md)
+FEW = 250
+FEW_EPOCHS = 12
 
 
 class ImageCheck(NamedTuple):
@@ -59,125 +67,168 @@ def check_image(sample: Sample, num_classes: int) -> ImageCheck:
     try:
         size = read_image(sample.image, upright=False).shape[:2]
         content = hashlib.sha256(sample.image.read_bytes()).hexdigest()
-        mask = read_mask(sample.mask, num_classes, size) if sample.mask.is_file() else None
+        classes = None
+        if sample.mask.is_file():
+            mask = read_mask(sample.mask, num_classes, size)
+            classes = {*np.unique(mask).tolist()} - {0, IGNORE}
     except InputError as error:
         return ImageCheck(sample.name, str(error))
-    return ImageCheck(
-        sample.name,
-        None,
-        size,
-        content,
-        None if mask is None else {*np.unique(mask).tolist()} - {0, IGNORE},
-    )
+    return ImageCheck(sample.name, None, size, content, classes)
 
 
 def read_training(dataset: Dataset) -> tuple[Samples, np.ndarray, list[str]]:
-    """The images that training would read, their labels (N, K-1), and the problems."""
+    """The images that training would read, their tags (N, K-1), and the problems."""
     try:
         samples, problems = dataset.read_samples(dataset.spec.train_list)
-        labels, of_labels = dataset.read_tags(samples)
-        return samples, labels, problems + of_labels
+        tags, of_tags = dataset.read_tags(samples)
+        return samples, tags, problems + of_tags
     except InputError as error:
-        return Samples.of([]), np.zeros((0, dataset.num_classes - 1), np.float32), [str(error)]
+        no_tags = np.zeros((0, dataset.num_classes - 1), np.float32)
+        return Samples.of([]), no_tags, [str(error)]
 
 
-def notes_on(
-    dataset: Dataset, labels: dict[str, np.ndarray], checks: list[ImageCheck]
+def find_notes(
+    dataset: Dataset, tags: dict[str, np.ndarray], checks: list[ImageCheck]
 ) -> list[str]:
-    """What is worth knowing, but need not be fixed."""
-    spec, same = dataset.spec, collections.defaultdict(list)
-    images, masks = (
-        annotations.find_files(dataset.root, patterns)[0].keys()
-        for patterns in (spec.images, spec.masks)
-    )
-    for check in sorted(checks, key=lambda check: check.name):
-        same[check.content or check.name].append(check.name)
-    tagged = {name: set(np.flatnonzero(label) + 1) for name, label in labels.items()}
-    masked = sorted((check.name, check.classes) for check in checks if check.classes is not None)
-    unused = set(range(1, dataset.num_classes)).difference(*tagged.values())
-    names_of = {
-        f"images not among the {spec.train_list} ones, and left out": sorted(
-            images - labels.keys()
-        ),
-        f"masks of none of the {spec.train_list} images": sorted(masks - labels.keys()),
-        "files of a type that is not read": annotations.find_others(
-            dataset.root, spec.images + spec.masks
-        ),
-        "the same image under several names": [
-            " = ".join(names) for names in same.values() if names[1:]
-        ],
-        "images with a tag that their mask does not show": [
-            name for name, shown in masked if tagged[name] - shown
-        ],
-        "images with a class in their mask that is not among their tags": [
-            name for name, shown in masked if shown - tagged[name]
-        ],
-        "classes without an image, which cannot be learned": [
-            dataset.class_names[i] for i in sorted(unused)
-        ],
-    }
+    """What is worth knowing, but need not be fixed; tags: (K-1,) of each name."""
+    checks = sorted(checks, key=lambda check: check.name)
+    tagged = {name: set(np.flatnonzero(row) + 1) for name, row in tags.items()}
     notes = [
-        f"{what} ({len(names):,}): {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-        for what, names in names_of.items()
-        if names
+        *notes_on_files(dataset, tags.keys()),
+        *note("the same image under several names", equal_images(checks)),
+        *notes_on_classes(dataset, tagged, checks),
     ]
-    too_few = f"fewer images than the default batch of {BATCH_SIZE}; train with --batch_size {len(labels)} or less"
-    return notes + [too_few] * (0 < len(labels) < BATCH_SIZE)
+    if 0 < len(tags) < BATCH_SIZE:
+        notes.append(
+            f"fewer images than the default batch of {BATCH_SIZE}; "
+            f"train with --batch_size {len(tags)} or less"
+        )
+    return notes
 
 
-def print_report(dataset: Dataset, labels: np.ndarray, checks: list[ImageCheck]) -> None:
+def note(what: str, names: list[str]) -> list[str]:
+    """A note with the first names that it is about; no note without any."""
+    if not names:
+        return []
+    shown = names[:NAMES_SHOWN]
+    if len(names) > NAMES_SHOWN:
+        shown.append("...")
+    return [f"{what} ({len(names):,}): {', '.join(shown)}"]
+
+
+def notes_on_files(dataset: Dataset, listed: Collection[str]) -> list[str]:
+    """Notes on the files that training does not read; listed: the names of those that it does."""
+    spec = dataset.spec
+    images, _ = annotations.find_files(dataset.root, spec.images)
+    masks, _ = annotations.find_files(dataset.root, spec.masks)
+    others = annotations.find_others(dataset.root, spec.images + spec.masks)
+    unlisted = f"images not among the {spec.train_list} ones, and left out"
+    return [
+        *note(unlisted, sorted(images.keys() - listed)),
+        *note(f"masks of none of the {spec.train_list} images", sorted(masks.keys() - listed)),
+        *note("files of a type that is not read", others),
+    ]
+
+
+def equal_images(checks: list[ImageCheck]) -> list[str]:
+    """The names of images with equal files, joined by =."""
+    names_of = collections.defaultdict(list)
+    for check in checks:
+        if check.content:  # unreadable images have none
+            names_of[check.content].append(check.name)
+    return [" = ".join(names) for names in names_of.values() if len(names) > 1]
+
+
+def notes_on_classes(
+    dataset: Dataset, tagged: dict[str, set[int]], checks: list[ImageCheck]
+) -> list[str]:
+    """Notes on tags that do not agree with the masks, and on classes that no image has."""
+    not_shown = []
+    not_tagged = []
+    for check in checks:
+        if check.classes is None:
+            continue
+        if tagged[check.name] - check.classes:
+            not_shown.append(check.name)
+        if check.classes - tagged[check.name]:
+            not_tagged.append(check.name)
+    class_ids = range(1, dataset.num_classes)
+    unused = sorted(set(class_ids).difference(*tagged.values()))
+    unused_names = [dataset.class_names[class_id] for class_id in unused]
+    return [
+        *note("images with a tag that their mask does not show", not_shown),
+        *note("images with a class in their mask that is not among their tags", not_tagged),
+        *note("classes without an image, which cannot be learned", unused_names),
+    ]
+
+
+def print_report(dataset: Dataset, tags: np.ndarray, checks: list[ImageCheck]) -> None:
     """Print how many images, tags and masks there are, and how often each class occurs."""
-    sizes = sorted(
-        {check.size for check in checks if check.size}, key=lambda size: size[0] * size[1]
-    )
-    in_masks = collections.Counter(i for check in checks for i in check.classes or [])
+    num_images = len(tags)
     print(f"\n{dataset.root}: '{dataset.spec.name}' dataset, {dataset.num_classes - 1} classes")
-    print(
-        f"images to train on: {len(labels):,}; tags an image: {labels.sum() / max(len(labels), 1):.2f}"
-    )
-    if sizes:
-        print(f"sizes: from {sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}")
-    print(
-        f"masks: {sum(check.classes is not None for check in checks):,} (needed for evaluation only)"
-    )
+    tags_per_image = tags.sum() / max(num_images, 1)
+    print(f"images to train on: {num_images:,}; tags an image: {tags_per_image:.2f}")
+    print_sizes({check.size for check in checks if check.size})
+    classes_of_masks = [check.classes for check in checks if check.classes is not None]
+    print(f"masks: {len(classes_of_masks):,} (needed for evaluation only)")
+    in_masks = collections.Counter(itertools.chain(*classes_of_masks))
     print(f"\n{'class':<24}{'tagged':>10}{'in masks':>10}")
-    for i, (name, count) in enumerate(zip(dataset.class_names[1:], labels.sum(0)), 1):
-        print(f"{name:<24}{int(count):>10,}{in_masks[i]:>10,}")
+    for class_id, num_tagged in enumerate(tags.sum(0), 1):
+        name = dataset.class_names[class_id]
+        print(f"{name:<24}{int(num_tagged):>10,}{in_masks[class_id]:>10,}")
 
 
-def fitting_flags(kind: str, images: int) -> str:
-    """The flags of a chain that fit the number of images; for one's own, the recipe with the better maps (docs/own_data.md)."""
-    batch = [f"--batch_size {images}"] * (images < BATCH_SIZE)
-    flags = {
-        "train_resnet50_SIPE": [*["--max_epochs 12"] * (kind == "folder" and images < FEW), *batch],
-        "train_seg": batch,
-    }
-    recipe = " --recipe plus" if kind == "folder" else ""
-    return recipe + "".join(
-        f' --with {stage} "{" ".join(more)}"' for stage, more in flags.items() if more
-    )
+def print_sizes(sizes: set[tuple[int, int]]) -> None:
+    """Print the smallest and the largest (H, W); nothing if there is none."""
+    if sizes:
+        by_area = sorted(sizes, key=math.prod)
+        first_height, first_width = by_area[0]
+        last_height, last_width = by_area[-1]
+        print(f"sizes: from {first_width}x{first_height} to {last_width}x{last_height}")
+
+
+def fitting_flags(kind: str, num_images: int) -> str:
+    """The flags of a chain that fit the number of images.
+
+    A folder of one's own gets the recipe with the better maps (docs/own_data.md).
+    """
+    sipe_flags = []
+    seg_flags = []
+    if kind == "folder" and num_images < FEW:
+        sipe_flags.append(f"--max_epochs {FEW_EPOCHS}")
+    if num_images < BATCH_SIZE:
+        sipe_flags.append(f"--batch_size {num_images}")
+        seg_flags.append(f"--batch_size {num_images}")
+    flags = ""
+    if kind == "folder":
+        flags += " --recipe plus"
+    if sipe_flags:
+        flags += f' --with train_resnet50_SIPE "{" ".join(sipe_flags)}"'
+    if seg_flags:
+        flags += f' --with train_seg "{" ".join(seg_flags)}"'
+    return flags
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dataset = open_dataset(args.dataset, args.root)
-    samples, labels, problems = read_training(dataset)
+    samples, tags, problems = read_training(dataset)
     work = functools.partial(check_image, num_classes=dataset.num_classes)
     checks = list(tqdm(parallel_map(work, samples, args.num_workers), desc="images", unit="image"))
-    problems = list(
-        dict.fromkeys(problems + sorted(check.problem for check in checks if check.problem))
-    )  # tags are read twice
-    print_report(dataset, labels, checks)
-    print_problems("worth knowing", notes_on(dataset, dict(zip(samples.names(), labels)), checks))
+    problems += sorted(check.problem for check in checks if check.problem)
+    problems = list(dict.fromkeys(problems))  # once each: tags are read twice
+    print_report(dataset, tags, checks)
+    tags_of = dict(zip(samples.names(), tags))
+    print_problems("worth knowing", find_notes(dataset, tags_of, checks))
     print_problems("to fix", problems)
     if problems:
         raise InputError(
-            f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); fix them and check again"
+            f"{args.root}: cannot be used yet ({len(problems)} to fix, see above); "
+            "fix them and check again"
         )
     root = shlex.quote(str(args.root))
-    print(
-        f"\nall is well: bash run_{args.dataset}.sh --dataset_root {root}{fitting_flags(args.dataset, len(samples))}"
-    )
+    flags = fitting_flags(args.dataset, len(samples))
+    print(f"\nall is well: bash run_{args.dataset}.sh --dataset_root {root}{flags}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from data.registry import Dataset, Sample, Samples, open_dataset
 from data.transforms import normalize
 from errors import InputError
 from exchange.weights import load_pretrained
-from network.deeplab import NETWORKS, build, checkpoint_blocks
+from network.deeplab import NETWORKS, build_network, checkpoint_blocks
 from network.losses import class_weights, segmentation_loss
 from tool import checkpoint, flags, label_file, trainer
 from tool.context import Context, cli_main, run_context, world_size
@@ -200,7 +200,7 @@ def train(args: argparse.Namespace, context: Context, dataset: Dataset, samples:
 def build_model(args: argparse.Namespace, num_classes: int, context: Context) -> nn.Module:
     """The network with its initial weights, on the device, ready to train."""
     is_pretrained = args.weights != FROM_SCRATCH
-    model = build(vars(args), num_classes)
+    model = build_network(args.network, num_classes, args.output_stride, is_pretrained)
     if is_pretrained:
         backbone_name = args.network.split("_")[-1]
         load_pretrained(model.backbone, args.weights, backbone_name)

@@ -1,6 +1,7 @@
 """torch datasets over the images of a list, and their loaders.
 
-Training reads crops in batches that a resumed run repeats; inference reads whole images at several scales.
+Training reads crops, in batches that a resumed run repeats. Inference reads whole images, at
+several scales.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,11 +26,12 @@ MAX_WAITING_BATCHES = 4  # of images that wait for others of their size
 class TrainingCrops(Dataset):
     """One augmented crop of each image, and its tags.
 
-    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and "tags" (K-1,) float32 0/1.
-    Random draws depend on seed, epoch and index alone, so neither workers nor resuming change them.
+    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and
+    "tags" (K-1,) float32 0/1. Random draws depend on seed, epoch and index alone, so neither
+    workers nor resuming change them.
 
-    JPEGs at least four times as large as any crop needs are decoded at a reduced size. VOC's and COCO's are not, at the published
-    sizes.
+    JPEGs at least four times as large as any crop needs are decoded at a reduced size. VOC's and
+    COCO's are not, at the published sizes.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class CropOptions:
 class LabelledCrops(Dataset):
     """One augmented crop of each image and its target, which is read from target_dir/NAME.png.
 
-    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and "target" (C, C) uint8, IGNORE in
-    the padding. Random draws as in TrainingCrops.
+    An item is indexed by (epoch, index) and holds "image" (3, C, C) uint8, "inside" (C, C) bool and
+    "target" (C, C) uint8, IGNORE in the padding. Random draws are as in TrainingCrops.
     """
 
     def __init__(self, samples: Samples, target_dir: Path, num_classes: int, options: CropOptions):
@@ -114,7 +116,7 @@ class LabelledCrops(Dataset):
 
 
 def present_classes(tags: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Tags (K-1,) 0/1 -> (k,) int64, the class ids whose maps are kept: the background and the tagged ones."""
+    """Tags (K-1,) 0/1 -> the class ids (k,) int64 whose maps count: background and tagged ones."""
     return np.flatnonzero([1, *tags])
 
 
@@ -131,7 +133,7 @@ class MultiscaleImage(NamedTuple):
 
 
 class UnreadableSample(NamedTuple):
-    """What there is in place of an image that cannot be read."""
+    """What takes the place of an image that cannot be read."""
 
     sample: Sample
     reason: str
@@ -154,8 +156,9 @@ def to_multiscale(image: np.ndarray, tags: np.ndarray, scaling: Scaling) -> Mult
 class MultiscaleImages(Dataset):
     """Whole images at several scales, for inference.
 
-    tags: (N, K-1), or None if there are none. skip_unreadable: an UnreadableSample takes the place of an image that cannot be read,
-    instead of an UnreadableError.
+    tags: (N, K-1) float32 0/1, or None if there are none.
+    skip_unreadable: give an UnreadableSample in place of an image that cannot be read, instead of
+    raising UnreadableError.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ class BatchPlan:
 
 
 class ResumableBatches(Sampler):
-    """Shuffled batches of (epoch, index), all epochs in a row, from any step on, split over processes.
+    """Shuffled batches of (epoch, index), all epochs in a row, split over processes.
 
     start: the first step. Process `rank` takes every world_size-th image of each batch.
     """
@@ -241,8 +244,8 @@ def training_loader(
 ) -> DataLoader:
     """Load batches of a dataset's items, such as image (B, 3, C, C) uint8.
 
-    pin_memory: for a GPU. Workers are seeded by a generator of their own: seeding them from torch's would change the dropout of a
-    resumed run.
+    pin_memory: for a GPU. Workers are seeded by a generator of their own: seeding them from torch's
+    would change the dropout of a resumed run.
     """
     return DataLoader(
         dataset,
@@ -278,8 +281,8 @@ def batches_by_size(
 ) -> Iterator[list[MultiscaleImage]]:
     """Group images of one size: batch_size of them, fewer if they are larger than 640x480.
 
-    Every image comes once, in another order. At most 4 * batch_size of them wait for others of their size; then those of the size
-    that was met first come as they are.
+    Every image comes once, in another order. At most 4 * batch_size of them wait for others of
+    their size; then those of the size that was met first come as they are.
     """
     waiting: dict[tuple[int, ...], list[MultiscaleImage]] = {}  # sizes in the order they were met
     for item in items:
@@ -295,7 +298,7 @@ def batches_by_size(
 
 
 def _batch_size_of(size: tuple[int, ...], batch_size: int) -> int:
-    """The number of images of one size that have about as many pixels as batch_size usual ones, at most batch_size."""
+    """How many images of a size have the pixels of batch_size usual ones; 1 to batch_size."""
     height, width = size
     fitting = batch_size * USUAL_PIXELS // (height * width)
     return min(batch_size, max(1, fitting))

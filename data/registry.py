@@ -1,4 +1,4 @@
-"""Datasets as values: a DatasetSpec says what one kind has of its own; all kinds are read in the same way."""
+"""Datasets as values: a DatasetSpec says what is special about one kind; all are read alike."""
 
 import hashlib
 import os
@@ -16,12 +16,19 @@ from .annotations import TagTable, rows_or_raise
 
 HERE = Path(__file__).parent
 TAGS = "tags.csv"  # the tag table in every root
-TAGGED, MASKED = "tagged", "masked"  # lists that need no file
+
+# lists that need no file
+TAGGED = "tagged"  # all images with a tag in the tag table
+MASKED = "masked"  # those of them with a mask
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A kind of dataset. Paths are relative to its root; {} stands for the name of an image or a list, .* for any type of image."""
+    """A kind of dataset.
+
+    Paths are relative to its root; {} stands for the name of an image or a list, .* for any type of
+    image.
+    """
 
     name: str
     roots: tuple[str, ...]  # where its root may lie below the folder that is given
@@ -49,7 +56,10 @@ VOC = DatasetSpec(
     eval_list="train",
     val_list="val",
     annotation="Annotations/{}.xml",
-    advice="python prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar in DIR, and with --download downloads it first",
+    advice=(
+        "python prepare_voc.py --root DIR unpacks VOCtrainval_11-May-2012.tar in DIR, "
+        "and with --download downloads it first"
+    ),
 )
 
 COCO = DatasetSpec(
@@ -63,7 +73,10 @@ COCO = DatasetSpec(
     train_list="train",
     eval_list="train",
     val_list="val",
-    advice="unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, then run python prepare_coco.py --root DIR",
+    advice=(
+        "unpack train2014.zip, val2014.zip and annotations_trainval2014.zip into one folder, "
+        "then run python prepare_coco.py --root DIR"
+    ),
 )
 
 FOLDER = DatasetSpec(
@@ -77,14 +90,20 @@ FOLDER = DatasetSpec(
     train_list=TAGGED,
     eval_list=MASKED,
     val_list=MASKED,
-    advice="write classes.txt (one class per line) and tags.csv (name,class;class), and put the images into images/",
+    advice=(
+        "write classes.txt (one class per line) and tags.csv (name,class;class), "
+        "and put the images into images/"
+    ),
 )
 
 DATASETS = {spec.name: spec for spec in (VOC, COCO, FOLDER)}
 
 
 class Sample(NamedTuple):
-    """An image of a list: its name, its file, and the file of its true mask, which need not exist."""
+    """An image of a list.
+
+    Its mask is the true one, which evaluation reads. It need not exist.
+    """
 
     name: str
     image: Path
@@ -92,7 +111,11 @@ class Sample(NamedTuple):
 
 
 class Samples(Sequence[Sample]):
-    """The images of a list: three numpy arrays of strings, which forked workers share, as reading them counts no references."""
+    """The images of a list.
+
+    It holds three numpy arrays of strings, which forked workers share, as reading them counts no
+    references.
+    """
 
     def __init__(self, columns: Iterable[np.ndarray]):
         self._columns = tuple(columns)  # names, images, masks
@@ -101,10 +124,14 @@ class Samples(Sequence[Sample]):
     def of(cls, rows: Iterable[tuple[str, str, str]]) -> "Samples":
         """From (name, path of the image, path of the mask) of each image."""
         rows = list(rows)
-        return cls(np.array([row[i] for row in rows], str) for i in range(3))
+        names = [name for name, _, _ in rows]
+        images = [image for _, image, _ in rows]
+        masks = [mask for _, _, mask in rows]
+        return cls(np.array(column, str) for column in (names, images, masks))
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        names = self._columns[0]
+        return len(names)
 
     def __getitem__(self, index: int | slice) -> "Sample | Samples":
         if isinstance(index, slice):
@@ -114,15 +141,31 @@ class Samples(Sequence[Sample]):
 
     def select(self, indices: Sequence[int]) -> "Samples":
         """The samples at these indices, in this order."""
-        return Samples(column[np.asarray(indices, int)] for column in self._columns)
+        indices = np.asarray(indices, int)
+        return Samples(column[indices] for column in self._columns)
 
     def names(self) -> list[str]:
-        return self._columns[0].tolist()
+        names = self._columns[0]
+        return names.tolist()
+
+
+class _Files(NamedTuple):
+    """The strings of a Sample: paths are made of them one at a time, as a list may have many."""
+
+    name: str
+    image: str
+    mask: str
+
+
+class _ListLine(NamedTuple):
+    where: str  # file and line number
+    text: str
 
 
 def open_dataset(name: str, root: str | Path) -> "Dataset":
     """The dataset of a kind (a key of DATASETS) at a root. Raises InputError if it is not there."""
-    spec, root = DATASETS[name], Path(root)
+    spec = DATASETS[name]
+    root = Path(root)
     below = find_root(spec, root)
     if below is None:
         raise InputError(
@@ -133,10 +176,10 @@ def open_dataset(name: str, root: str | Path) -> "Dataset":
 
 def find_root(spec: DatasetSpec, root: Path) -> Path | None:
     """The root of a dataset in a folder or below it; None if there is none."""
-    return next(
-        (root / folder for folder in spec.roots if os.path.exists(root / folder / spec.marker)),
-        None,
-    )
+    for below in spec.roots:
+        if os.path.exists(root / below / spec.marker):
+            return root / below
+    return None
 
 
 @dataclass(frozen=True)
@@ -158,56 +201,63 @@ class Dataset:
         return {"dataset": self.spec.name, "dataset_root": str(self.root.resolve())}
 
     def samples(self, list_name: str) -> Samples:
-        """The images of a list. Raises InputError for the first problem that `read_samples` finds."""
+        """The images of a list. Raises InputError for the first problem of `read_samples`."""
         return rows_or_raise(self.read_samples(list_name))
 
     def read_samples(self, list_name: str) -> tuple[Samples, list[str]]:
-        """Read a list: one of the dataset's own by its name, any text file by its path, or "tagged" (all images with a tag in the tag
-        table) or "masked" (those of them with a mask).
+        """Read a list of images.
 
-        A line is an image's name, or the paths of an image and its mask below the root (/JPEGImages/x.jpg /SegmentationClassAug/x.png).
-        Problems are names that occur twice, paths that leave the root, missing images. Raises InputError for a missing or empty list.
+        list_name: one of the dataset's own lists, the path of any text file, "tagged" (all images
+        with a tag in the tag table) or "masked" (those of them with a mask).
+        A line is an image's name, or the paths of an image and its mask below the root
+        (/JPEGImages/x.jpg /SegmentationClassAug/x.png).
+
+        Problems are names that occur twice, paths that leave the root, missing images.
+        Raises InputError for a missing or empty list.
         """
         images, problems = annotations.find_files(self.root, self.spec.images)
         masks, of_masks = annotations.find_files(self.root, self.spec.masks)
-        lines, of_lines = self._read_lines(list_name, masks)
-        problems += of_masks + of_lines
-        rows: dict[str, tuple[str, str, str]] = {}
-        for where, line in lines:
+        problems += of_masks
+        if list_name in (TAGGED, MASKED):
+            lines, of_lines = self._lines_of_tag_table(list_name, masks)
+            problems += of_lines
+        else:
+            lines = self._lines_of_file(list_name)
+        rows: dict[str, _Files] = {}
+        for line in lines:
             try:
-                name, image, mask = self._find_files(line, images, masks)
-                if name in rows:
-                    raise InputError(f"{name} occurs twice; keep one of the lines")
-                rows[name] = (name, image, mask)
+                files = self._find_files(line.text, images, masks)
             except InputError as error:
-                problems.append(f"{where}: {error}")
+                problems.append(f"{line.where}: {error}")
+                continue
+            if files.name in rows:
+                problems.append(f"{line.where}: {files.name} occurs twice; keep one of the lines")
+            else:
+                rows[files.name] = files
         return Samples.of(rows.values()), problems
 
     def tags(self, samples: Samples) -> np.ndarray:
-        """Image-level labels (N, K-1) float32 0/1. Raises InputError for the first problem that `read_tags` finds."""
+        """The tags (N, K-1) float32 0/1. Raises InputError for the first problem of `read_tags`."""
         return rows_or_raise(self.read_tags(samples))
 
     def read_tags(self, samples: Samples) -> tuple[np.ndarray, list[str]]:
-        """Read the image-level labels (N, K-1) float32 0/1; problems are images without a tag, and tags that are no classes."""
+        """Read the image-level tags, (N, K-1) float32 0/1.
+
+        Problems are images without a tag, and tags that are no classes.
+        """
         if self._has_table:
             table, problems = self.tag_table()
-            labels, untagged = table.tags_of(samples.names(), self.root / TAGS)
-            return labels, problems + untagged
-        labels, problems = np.zeros((len(samples), self.num_classes - 1), np.float32), []
+            tags, untagged = table.tags_of(samples.names(), self.root / TAGS)
+            return tags, problems + untagged
+        tags = np.zeros((len(samples), self.num_classes - 1), np.float32)
+        problems = []
         for i, name in enumerate(samples.names()):
-            path = self.tag_file(name)
             try:
-                labels[i], unknown = annotations.encode_tags(
-                    annotations.read_annotation(path), self.class_names, str(path)
-                )
-                problems += unknown
-                if not unknown and not labels[i].any():
-                    problems.append(
-                        f"{path}: image {name} has no tag; tag it or remove it from the list"
-                    )
+                tags[i], of_image = self._read_annotation(name)
+                problems += of_image
             except InputError as error:
                 problems.append(str(error))
-        return labels, problems
+        return tags, problems
 
     def tag_table(self) -> tuple[TagTable, list[str]]:
         """The whole tag table, and its problems. Raises InputError if there is none."""
@@ -215,66 +265,105 @@ class Dataset:
 
     def tag_file(self, name: str) -> Path:
         """The file that holds an image's tags."""
-        return self.root / (TAGS if self._has_table else self.spec.annotation.format(name))
+        if self._has_table:
+            return self.root / TAGS
+        return self.root / self.spec.annotation.format(name)
 
-    def digest(self, samples: Samples, labels: bytes) -> str:
-        """SHA-256 of the class names, the images' names and their labels: it differs if one of them does."""
+    def digest(self, samples: Samples, truth: bytes) -> str:
+        """SHA-256 of the names of classes and images, and of what a network learns of the images.
+
+        truth: the bytes of their tags or targets.
+        """
         names = "\n".join([*self.class_names, "", *samples.names()])
-        return hashlib.sha256(names.encode() + labels).hexdigest()
+        return hashlib.sha256(names.encode() + truth).hexdigest()
 
     @property
     def _has_table(self) -> bool:
         return self.spec.annotation is None or os.path.isfile(self.root / TAGS)
 
-    def _read_lines(
-        self, list_name: str, masks: dict[str, str]
-    ) -> tuple[list[tuple[str, str]], list[str]]:
-        """(file and line number, text) of the lines of a list, and the problems of the tag table if they come from it."""
-        if list_name not in (TAGGED, MASKED):
-            own = self.root / self.spec.list_file.format(list_name)
-            path = own if "/" not in list_name and os.path.isfile(own) else Path(list_name)
-            lines = annotations.read_lines(
-                path, f"give --list a text file, or the name of a list such as {own}"
-            )
-            if not lines:
-                raise InputError(f"{path}: the list is empty; write one image name per line")
-            return [(f"{path}, line {number}", line) for number, line in lines], []
-        (table, problems), path = self.tag_table(), self.root / TAGS
-        tagged = [
-            (f"{path}, line {table.line[row]}", name)
-            for name, row in table.row.items()
-            if table.tags[row].any()
-        ]
-        lines = [(where, name) for where, name in tagged if list_name == TAGGED or name in masks]
-        if not lines:
-            wanted = (
-                f"a tag and a mask ({self.root / self.spec.masks[0].format('*')})"
-                if tagged
-                else "a tag"
-            )
-            raise InputError(f"{path}: no image has {wanted}; {self.spec.advice}")
-        return lines, problems
+    def _read_annotation(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """The tags (K-1,) of an image from its annotation, and their problems.
 
-    def _find_files(
-        self, line: str, images: dict[str, str], masks: dict[str, str]
-    ) -> tuple[str, str, str]:
-        """(name, path of the image, path of the mask) for a line of a list. Raises InputError, without the line number."""
+        Raises InputError if it cannot be read.
+        """
+        path = self.tag_file(name)
+        objects = annotations.read_annotation(path)
+        tags, problems = annotations.encode_tags(objects, self.class_names, str(path))
+        if not problems and not tags.any():
+            problems = [f"{path}: image {name} has no tag; tag it or remove it from the list"]
+        return tags, problems
+
+    def _lines_of_file(self, list_name: str) -> list[_ListLine]:
+        """The lines of one of the dataset's lists, or else of a text file."""
+        own = self.root / self.spec.list_file.format(list_name)
+        path = Path(list_name)
+        if "/" not in list_name and os.path.isfile(own):
+            path = own
+        lines = annotations.read_lines(
+            path, f"give --list a text file, or the name of a list such as {own}"
+        )
+        if not lines:
+            raise InputError(f"{path}: the list is empty; write one image name per line")
+        return [_ListLine(f"{path}, line {number}", text) for number, text in lines]
+
+    def _lines_of_tag_table(
+        self, list_name: str, masks: dict[str, str]
+    ) -> tuple[list[_ListLine], list[str]]:
+        """The images of the list "tagged" or "masked" as lines, and the tag table's problems."""
+        table, problems = self.tag_table()
+        path = self.root / TAGS
+        tagged = []
+        for name, row in table.row.items():
+            if table.tags[row].any():
+                tagged.append(_ListLine(f"{path}, line {table.line[row]}", name))
+        if not tagged:
+            raise InputError(f"{path}: no image has a tag; {self.spec.advice}")
+        if list_name == TAGGED:
+            return tagged, problems
+        masked = [line for line in tagged if line.text in masks]
+        if not masked:
+            mask = self.root / self.spec.masks[0].format("*")
+            raise InputError(f"{path}: no image has a tag and a mask ({mask}); {self.spec.advice}")
+        return masked, problems
+
+    def _find_files(self, line: str, images: dict[str, str], masks: dict[str, str]) -> _Files:
+        """The files of a line of a list. Raises InputError, without the line number."""
         fields = line.split()
         is_pair = len(fields) == 2 and all("/" in field for field in fields)
-        if any(annotations.escapes_folder(text) for text in (fields if is_pair else [line])):
+        paths = fields if is_pair else [line]
+        if any(annotations.escapes_folder(path) for path in paths):
             raise InputError(f"{line} leaves the dataset's folder; write plain image names")
         if is_pair:
-            image, mask = (os.path.join(self.root, field.lstrip("/")) for field in fields)
-            name, exists = annotations.sample_name(os.path.basename(image)), os.path.isfile(image)
-        elif "/" in line:
-            raise InputError(
-                f"expected an image name, or the paths of an image and a mask, not '{line}'; correct the line"
-            )
+            files = self._files_of_pair(*fields)
+            exists = os.path.isfile(files.image)
         else:
-            name = line if line in images else annotations.sample_name(line)
-            image = images.get(name) or os.path.join(self.root, self.spec.images[0].format(name))
-            mask = masks.get(name) or os.path.join(self.root, self.spec.masks[0].format(name))
-            exists = name in images
+            files = self._files_of_name(line, images, masks)
+            exists = files.name in images
         if not exists:
-            raise InputError(f"there is no image {image}; correct the list or the dataset root")
-        return name, image, mask
+            raise InputError(
+                f"there is no image {files.image}; correct the list or the dataset root"
+            )
+        return files
+
+    def _files_of_pair(self, image: str, mask: str) -> _Files:
+        """The files at the paths of an image and its mask below the root."""
+        name = annotations.sample_name(os.path.basename(image))
+        image = os.path.join(self.root, image.lstrip("/"))
+        mask = os.path.join(self.root, mask.lstrip("/"))
+        return _Files(name, image, mask)
+
+    def _files_of_name(self, line: str, images: dict[str, str], masks: dict[str, str]) -> _Files:
+        """The files of the image that a line names."""
+        if "/" in line:
+            raise InputError(
+                "expected an image name, or the paths of an image and a mask, "
+                f"not '{line}'; correct the line"
+            )
+        name = line if line in images else annotations.sample_name(line)
+        image = images.get(name) or self._usual_path(self.spec.images, name)
+        mask = masks.get(name) or self._usual_path(self.spec.masks, name)
+        return _Files(name, image, mask)
+
+    def _usual_path(self, patterns: tuple[str, ...], name: str) -> str:
+        """Where an image or a mask would lie that does not exist."""
+        return os.path.join(self.root, patterns[0].format(name))

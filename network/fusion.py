@@ -15,28 +15,40 @@ def fuse_scales(
     normalize: bool,
     background: float | None = None,
 ) -> torch.Tensor:
-    """Bring the maps of all scales to one size and average them.
+    """Resize the maps of all scales to one size, bilinearly, and average them.
 
-    grids: (k, h, w) a scale, on any device. Returns (k, H, W) float32; IS-CAMs are then normalised to a maximum of 1 a map,
-    general CAMs are not: their own background already fits them. background: strength of the first map everywhere, if it is given.
+    Args:
+        grids: (k, h, w) of each scale, background first, on any device.
+        size: (H, W), pixels.
+        normalize: scale each map to a maximum of 1. IS-CAMs need it. General CAMs do not: their own
+            background already fits them.
+        background: strength of the first map everywhere. None: its own.
+
+    Returns:
+        (k, H, W) float32.
     """
-    device, (height, width) = grids[0].device, size
-    rows = torch.cat(
-        [_interpolation(grid.shape[1], height, device) @ grid.float() for grid in grids], 2
-    )
-    columns = torch.cat([_interpolation(grid.shape[2], width, device) for grid in grids], 1)
-    total = rows @ columns.T
-    maps = peak_normalize(total) if normalize else total / len(grids)
+    device = grids[0].device
+    height, width = size
+    resized_rows = []
+    column_weights = []
+    for grid in grids:
+        row_weights = _interpolation(grid.shape[1], height, device)
+        resized_rows.append(row_weights @ grid.float())
+        column_weights.append(_interpolation(grid.shape[2], width, device))
+    # one product resizes the columns of all scales and adds the scales up
+    total = torch.cat(resized_rows, 2) @ torch.cat(column_weights, 1).T
+    maps = total / len(grids)
+    if normalize:
+        maps = peak_normalize(total)
     if background is not None:
         maps[0] = background
     return maps
 
 
-@functools.lru_cache(
-    maxsize=32
-)  # an image takes eight, of 0.1 MB each in VOC and of 8 MB where a side has 4,000 pixels
+# An image takes eight of them: 0.1 MB each in VOC, 8 MB if a side has 4,000 pixels.
+@functools.lru_cache(maxsize=32)
 def _interpolation(cells: int, pixels: int, device: torch.device) -> torch.Tensor:
-    """(pixels, cells) the weights of bilinear interpolation along one side (align_corners=False)."""
-    return F.interpolate(
-        torch.eye(cells, device=device)[None], pixels, mode="linear", align_corners=False
-    )[0].T
+    """Weights of bilinear interpolation along one side (align_corners=False): (pixels, cells)."""
+    one_cell_each = torch.eye(cells, device=device)[None]
+    weights = F.interpolate(one_cell_each, pixels, mode="linear", align_corners=False)
+    return weights[0].T

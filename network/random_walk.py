@@ -1,122 +1,168 @@
-"""The random walk that carries class activation maps up to class boundaries, without the matrix of all pairs of cells.
+"""The random walk that carries class activation maps up to class boundaries.
 
-Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (IRN, CVPR 2019), section 3.
+It does without the matrix of all pairs of cells. Ahn, Cho, Kwak, "Weakly Supervised Learning of
+Instance Segmentation with Inter-pixel Relations" (IRN, CVPR 2019), section 3.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 
-NO_THREADS_BELOW = 32768  # elements, torch's own grain
+NO_THREADS_BELOW = 32768  # elements; torch computes smaller tensors in one thread
 
-CellPath = tuple[tuple[int, int], ...]
+CellPath = tuple[tuple[int, int], ...]  # cells (dy, dx) from a destination to its source (0, 0)
 
 
 @functools.cache
 def search_paths(radius: int) -> tuple[CellPath, ...]:
-    """The path from a cell to every cell nearer than `radius` in one half plane (34 of them for radius 5, 152 for 10).
+    """Find the paths from a cell to every cell nearer than `radius` in one half plane.
 
-    A path holds the cells (dy, dx), dy >= 0, that lie less than one cell off the straight line; its destination comes first
-    and its source (0, 0) last.
+    There are 34 of them for radius 5 and 152 for radius 10. A path holds the cells (dy, dx),
+    dy >= 0, that lie less than one cell off the straight line. Its destination comes first and its
+    source (0, 0) last.
     """
-    reach = range(-radius + 1, radius)
-    offsets = [
-        (dy, dx)
-        for dy in range(radius)
-        for dx in reach
-        if (dy or dx > 0) and dy**2 + dx**2 < radius**2
-    ]
-    return tuple(_path(dy, dx) for dy, dx in offsets)
+    paths = []
+    for dy in range(radius):
+        for dx in range(-radius + 1, radius):
+            is_ahead = dy > 0 or dx > 0
+            is_near = dy**2 + dx**2 < radius**2
+            if is_ahead and is_near:
+                paths.append(_path_from(dy, dx))
+    return tuple(paths)
 
 
-def _path(dy: int, dx: int) -> CellPath:
-    box = ((y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1))
-    near = [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy**2 + dx**2]
-    return tuple(sorted(near, key=lambda cell: -cell[0] - abs(cell[1])))
+def _path_from(dy: int, dx: int) -> CellPath:
+    """Find the cells less than one cell off the line from (dy, dx) to (0, 0), farthest first."""
+    squared_length = dy**2 + dx**2
+    left = min(dx, 0)
+    right = max(dx, 0)
+    cells = []
+    for y in range(dy + 1):
+        for x in range(left, right + 1):
+            distance_times_length = dy * x - dx * y
+            if distance_times_length**2 < squared_length:
+                cells.append((y, x))
+    cells.sort(key=_steps_to_source, reverse=True)
+    return tuple(cells)
+
+
+def _steps_to_source(cell: tuple[int, int]) -> int:
+    dy, dx = cell
+    return dy + abs(dx)
 
 
 @torch.no_grad()
 def random_walk(
     cam: torch.Tensor, edge: torch.Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8
 ) -> torch.Tensor:
-    """Let maps spread for 2 ** exp_times steps over cells that no class boundary divides.
+    """Let maps walk 2 ** exp_times steps over cells that no class boundary divides.
 
-    The affinity of two cells nearer than `radius` is (1 - strongest edge on the path between them) ** beta, and 1 of a cell to
-    itself; a step makes of each cell the mean of its neighbours, weighted by affinity. The maps start as cam * (1 - edge).
-    This is the product with the 2 ** exp_times-th power of the dense transition matrix, exact up to rounding; only the affinities
-    of neighbours are ever held.
+    The affinity of two cells nearer than `radius` is (1 - strongest edge on the path between them)
+    ** beta, and 1 of a cell to itself. A step makes of each cell the mean of its neighbours,
+    weighted by affinity. The maps start as cam * (1 - edge). This is the product with the
+    2 ** exp_times-th power of the dense transition matrix, exact up to rounding, but only the
+    affinities of neighbours are ever in memory.
 
     Args:
-        cam: (K, h, w) or, for several images, (B, K, h, w), at least 0. Images of unlike size may share a batch:
-            cells where edge is 1 and cam is 0 take no part.
+        cam: (K, h, w) or, for several images, (B, K, h, w), at least 0. Images of unlike size may
+            share a batch: cells of edge 1 and cam 0 take no part.
         edge: (h, w) or (B, h, w) in [0, 1].
 
     Returns:
         Maps like cam.
     """
-    if cam.ndim == 4 and cam.device.type == "cpu":
-        return torch.stack(
-            [random_walk(*image, radius, beta, exp_times) for image in zip(cam, edge)]
-        )
-    edge = edge.unsqueeze(
-        -3
-    ).double()  # a boundary lets through so little a step that float32 rounds it away
+    is_cpu = cam.device.type == "cpu"
+    if is_cpu and cam.ndim == 4:
+        walked = []
+        for maps_of_image, edge_of_image in zip(cam, edge):
+            maps = random_walk(maps_of_image, edge_of_image, radius, beta, exp_times)
+            walked.append(maps)
+        return torch.stack(walked)
+    # float64: a boundary lets through so little a step that float32 rounds it away
+    edge = edge.unsqueeze(-3).double()
     start = cam * (1 - edge)
-    pairs = [_neighbours(edge, path, beta) for path in search_paths(radius)]
+    pairs = [_pairs_along(path, edge, beta) for path in search_paths(radius)]
     total = torch.ones_like(edge)
-    for source, target, affinity in pairs:
-        total[source] += affinity
-        total[target] += affinity
-    # on a CPU few maps at a time: so small a step is over before torch could share it out to threads
-    few = len(start) if cam.device.type != "cpu" else max(1, NO_THREADS_BELOW // edge.numel())
-    return torch.cat([_walk(part, pairs, total, 2**exp_times) for part in start.split(few)]).to(
-        cam.dtype
-    )
+    for pair in pairs:
+        total[pair.source] += pair.affinity
+        total[pair.target] += pair.affinity
+    maps_at_a_time = len(start)
+    if is_cpu:  # one thread then takes a step, as sharing it out would take longer
+        maps_at_a_time = max(1, NO_THREADS_BELOW // edge.numel())
+    parts = start.split(maps_at_a_time)
+    walked = [_walk(part, pairs, total, 2**exp_times) for part in parts]
+    return torch.cat(walked).to(cam.dtype)
 
 
-def _walk(
-    start: torch.Tensor,
-    pairs: list[tuple[tuple, tuple, torch.Tensor]],
-    total: torch.Tensor,
-    steps: int,
-) -> torch.Tensor:
-    """Take so many steps, from one buffer to the other and back."""
-    now, after = start.clone(), torch.empty_like(start)
-    there, back = (_moves(pairs, *buffers) for buffers in ((now, after), (after, now)))
-    for _ in range(steps):
-        after.copy_(now)
-        for gathered, affinity, spread in there:
-            gathered.addcmul_(affinity, spread)
-        after.div_(total)
-        now, after, there, back = after, now, back, there
-    return now
+class Pairs(NamedTuple):
+    """All pairs of cells at one offset."""
+
+    source: tuple  # index of the sources in maps (..., h, w)
+    target: tuple  # index of the targets
+    affinity: torch.Tensor  # (..., 1, h', w')
 
 
-def _moves(
-    pairs: list[tuple[tuple, tuple, torch.Tensor]], now: torch.Tensor, after: torch.Tensor
-) -> list[tuple[torch.Tensor, ...]]:
-    """A step's parts, both ways of every pair: where it adds, the affinity, what it adds."""
-    ways = (
-        (one, other, affinity)
-        for source, target, affinity in pairs
-        for one, other in ((source, target), (target, source))
-    )
-    return [(after[one], affinity, now[other]) for one, other, affinity in ways]
+def _pairs_along(path: CellPath, edge: torch.Tensor, beta: float) -> Pairs:
+    """Pair the cells at the two ends of a path, wherever it fits on the grid.
 
-
-def _neighbours(
-    edge: torch.Tensor, path: CellPath, beta: float
-) -> tuple[tuple, tuple, torch.Tensor]:
-    """All pairs of cells at one offset: where the sources lie, where the targets lie, and their affinity (..., 1, h', w')."""
+    edge: (..., 1, h, w) in [0, 1].
+    """
     height, width = edge.shape[-2:]
     dy, dx = path[0]
-    rows, columns = max(height - dy, 0), max(width - abs(dx), 0)
+    rows = max(height - dy, 0)
+    columns = max(width - abs(dx), 0)
 
-    def window(y: int, x: int) -> tuple:
+    def window(cell: tuple[int, int]) -> tuple:
+        y, x = cell
         left = x - min(dx, 0)
         return ..., slice(y, y + rows), slice(left, left + columns)
 
-    strongest = edge[window(0, 0)]
+    source = (0, 0)
+    strongest = edge[window(source)]
     for cell in path[:-1]:
-        strongest = torch.maximum(strongest, edge[window(*cell)])
-    return window(0, 0), window(dy, dx), (1 - strongest) ** beta
+        strongest = torch.maximum(strongest, edge[window(cell)])
+    affinity = (1 - strongest) ** beta
+    return Pairs(window(source), window(path[0]), affinity)
+
+
+class Move(NamedTuple):
+    """A part of a step: `receiver` gets affinity * giver. Both are views of the step's buffers."""
+
+    receiver: torch.Tensor
+    affinity: torch.Tensor
+    giver: torch.Tensor
+
+
+class Step(NamedTuple):
+    """A step from the maps in one buffer to those in another."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+    moves: list[Move]
+
+
+def _walk(start: torch.Tensor, pairs: list[Pairs], total: torch.Tensor, steps: int) -> torch.Tensor:
+    """Take so many steps, from one buffer to the other and back."""
+    first = start.clone()
+    second = torch.empty_like(start)
+    there_and_back = (
+        _prepare_step(first, second, pairs),
+        _prepare_step(second, first, pairs),
+    )
+    for i in range(steps):
+        step = there_and_back[i % 2]
+        step.after.copy_(step.before)
+        for receiver, affinity, giver in step.moves:
+            receiver.addcmul_(affinity, giver)
+        step.after.div_(total)
+    return step.after
+
+
+def _prepare_step(before: torch.Tensor, after: torch.Tensor, pairs: list[Pairs]) -> Step:
+    """Slice the buffers once for all steps: both ways of every pair."""
+    moves = []
+    for source, target, affinity in pairs:
+        moves.append(Move(after[source], affinity, before[target]))
+        moves.append(Move(after[target], affinity, before[source]))
+    return Step(before, after, moves)

@@ -4,7 +4,7 @@ Tensors have the names of the PyTorch files in circulation, which therefore load
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +13,43 @@ from torch import nn
 from .resnet import FrozenNorms
 
 WIDTH = 64  # of the first map; all others are multiples of it
-# group -> widths before, within and after its first block, stride, dilation of both 3x3 convolutions, number of further blocks
+
+
+class Group(NamedTuple):
+    """Residual blocks of two 3x3 convolutions at one resolution; widths are multiples of WIDTH."""
+
+    before: int  # width of its input
+    middle: int  # within a block
+    after: int
+    stride: int  # of the first block
+    dilations: tuple[int, int]  # of the first block's convolutions; the others' have the second
+    more_blocks: int  # after the first
+
+
+class Bottleneck(NamedTuple):
+    """A residual block of three convolutions, which doubles the width."""
+
+    before: int  # width of its input, a multiple of WIDTH
+    dilation: int  # of its 3x3 convolution
+    dropout: float
+
+
+# by their numbers in the names of tensors
 GROUPS = {
-    2: (1, 2, 2, 2, (1, 1), 2),
-    3: (2, 4, 4, 2, (1, 1), 2),
-    4: (4, 8, 8, 2, (1, 1), 5),
-    5: (8, 8, 16, 1, (1, 2), 2),
+    2: Group(1, 2, 2, stride=2, dilations=(1, 1), more_blocks=2),
+    3: Group(2, 4, 4, stride=2, dilations=(1, 1), more_blocks=2),
+    4: Group(4, 8, 8, stride=2, dilations=(1, 1), more_blocks=5),
+    5: Group(8, 8, 16, stride=1, dilations=(1, 2), more_blocks=2),
 }
-BOTTLENECKS = {6: (16, 4, 0.3), 7: (32, 4, 0.5)}  # width before, which doubles; dilation; dropout
+BOTTLENECKS = {
+    6: Bottleneck(16, dilation=4, dropout=0.3),
+    7: Bottleneck(32, dilation=4, dropout=0.5),
+}
 
 
 def _conv(width: int, out: int, size: int = 1, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(width, out, size, stride, dilation * (size // 2), dilation, bias=False)
+    padding = dilation * (size // 2)
+    return nn.Conv2d(width, out, size, stride, padding, dilation, bias=False)
 
 
 class Block(nn.Module):
@@ -32,64 +57,93 @@ class Block(nn.Module):
 
     def __init__(self, *convs: nn.Conv2d, dropout: float = 0.0):
         super().__init__()
-        self.dropout, self.branches = dropout, ("2a", "2b1", "2b2")[: len(convs)]
+        self.dropout = dropout
+        self.branches = ("2a", "2b1", "2b2")[: len(convs)]
         for branch, conv in zip(self.branches, convs):
             self.add_module(f"bn_branch{branch}", nn.BatchNorm2d(conv.in_channels))
             self.add_module(f"conv_branch{branch}", conv)
-        width, out, stride = convs[0].in_channels, convs[-1].out_channels, convs[0].stride[0]
-        self.conv_branch1 = None if (width, stride) == (out, 1) else _conv(width, out, 1, stride)
+        width = convs[0].in_channels
+        out = convs[-1].out_channels
+        stride = convs[0].stride[0]
+        self.conv_branch1 = None
+        if width != out or stride != 1:
+            self.conv_branch1 = _conv(width, out, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         active = F.relu(self.bn_branch2a(x), inplace=True)
         out = self.conv_branch2a(active)
         for branch in self.branches[1:]:
-            out = F.relu(getattr(self, f"bn_branch{branch}")(out), inplace=True)
-            out = getattr(self, f"conv_branch{branch}")(
-                F.dropout2d(out, self.dropout, self.training)
-            )
-        return out + (x if self.conv_branch1 is None else self.conv_branch1(active))
+            norm = getattr(self, f"bn_branch{branch}")
+            conv = getattr(self, f"conv_branch{branch}")
+            out = F.relu(norm(out), inplace=True)
+            out = conv(F.dropout2d(out, self.dropout, self.training))
+        if self.conv_branch1 is not None:
+            x = self.conv_branch1(active)
+        return out + x
+
+
+def _build_group(number: int, group: Group) -> dict[str, Block]:
+    """The blocks of a group by their names, bN, bN_1, bN_2 and so on."""
+    before = group.before * WIDTH
+    middle = group.middle * WIDTH
+    after = group.after * WIDTH
+    first, second = group.dilations
+    conv_a = _conv(before, middle, 3, group.stride, first)
+    conv_b = _conv(middle, after, 3, dilation=second)
+    blocks = {f"b{number}": Block(conv_a, conv_b)}
+    for i in range(1, 1 + group.more_blocks):
+        conv_a = _conv(after, middle, 3, dilation=second)
+        conv_b = _conv(middle, after, 3, dilation=second)
+        blocks[f"b{number}_{i}"] = Block(conv_a, conv_b)
+    return blocks
+
+
+def _build_bottleneck(bottleneck: Bottleneck) -> Block:
+    before = bottleneck.before * WIDTH
+    narrow = before // 2
+    convs = (
+        _conv(before, narrow),
+        _conv(narrow, before, 3, dilation=bottleneck.dilation),
+        _conv(before, 2 * before),
+    )
+    return Block(*convs, dropout=bottleneck.dropout)
 
 
 class WideResNet38(FrozenNorms, nn.Sequential):
     """Image (B, 3, H, W), normalised -> its last map (B, 4096, H / 8, W / 8), at least 0.
 
-    frozen: as from ImageNet weights: the first convolution and every BatchNorm stay as they are. False trains everything.
+    Args:
+        frozen: the first convolution and every BatchNorm stay as they are, as training from
+            ImageNet weights needs it. False trains everything.
     """
 
     def __init__(self, frozen: bool = True):
         layers = OrderedDict(conv1a=_conv(3, WIDTH, 3))
-        for group, (width, middle, out, stride, (first, second), more) in GROUPS.items():
-            for i in range(1 + more):
-                name, shape = (
-                    (f"b{group}_{i}", (out, 1, second))
-                    if i
-                    else (f"b{group}", (width, stride, first))
-                )
-                first_conv = _conv(shape[0] * WIDTH, middle * WIDTH, 3, *shape[1:])
-                layers[name] = Block(
-                    first_conv, _conv(middle * WIDTH, out * WIDTH, 3, dilation=second)
-                )
-        for group, (width, dilation, dropout) in BOTTLENECKS.items():
-            quarter, half, out = (width * WIDTH // 2, width * WIDTH, 2 * width * WIDTH)
-            convs = (
-                _conv(half, quarter),
-                _conv(quarter, half, 3, dilation=dilation),
-                _conv(half, out),
-            )
-            layers[f"b{group}"] = Block(*convs, dropout=dropout)
-        super().__init__(layers | {"bn7": nn.BatchNorm2d(out)})
+        for number, group in GROUPS.items():
+            layers |= _build_group(number, group)
+        for number, bottleneck in BOTTLENECKS.items():
+            layers[f"b{number}"] = _build_bottleneck(bottleneck)
+        layers["bn7"] = nn.BatchNorm2d(2 * BOTTLENECKS[7].before * WIDTH)
+        super().__init__(layers)
         self.frozen = frozen
-        for module in self.modules():
-            if frozen and (module is self.conv1a or isinstance(module, nn.BatchNorm2d)):
-                module.requires_grad_(False)
+        if frozen:
+            self._freeze_parameters()
         self.train()
+
+    def _freeze_parameters(self) -> None:
+        self.conv1a.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return F.relu(super().forward(image), inplace=True)
 
 
 class DeepLabV1(nn.Module):
-    """WideResNet38 under DeepLab-v1's head with a large field of view: image (B, 3, H, W) -> class logits (B, K, H / 8, W / 8).
+    """WideResNet38 under DeepLab-v1's head with a large field of view.
+
+    Image (B, 3, H, W), normalised -> class logits (B, K, H / 8, W / 8).
 
     Args:
         num_classes: K, background included.
@@ -112,18 +166,32 @@ class DeepLabV1(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        feature = F.relu(self.bn_fov(self.conv_fov(self.backbone(image))))
+        feature = self.backbone(image)
+        feature = F.relu(self.bn_fov(self.conv_fov(feature)))
         feature = F.relu(self.bn_fov2(self.conv_fov2(feature)))
         return self.cls_conv(F.dropout(feature, 0.5, self.training))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For the optimizer: the head's convolutions take ten times the rate, biases twice the rate and no decay."""
-        groups = [
-            {"params": [], "lr_scale": scale} | ({} if scale in (1, 10) else {"weight_decay": 0.0})
-            for scale in (1, 2, 10, 20)
-        ]
+        """Group the parameters: the head's convolutions take ten times the learning rate.
+
+        Biases take twice the rate of their weights, and no weight decay.
+        """
+        weights = {"params": [], "lr_scale": 1}
+        biases = {"params": [], "lr_scale": 2, "weight_decay": 0.0}
+        head_weights = {"params": [], "lr_scale": 10}
+        head_biases = {"params": [], "lr_scale": 20, "weight_decay": 0.0}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                is_new = name.startswith(("conv_fov", "cls_conv"))
-                groups[2 * is_new + name.endswith("bias")]["params"].append(parameter)
-        return groups
+            if not parameter.requires_grad:
+                continue
+            is_head = name.startswith(("conv_fov", "cls_conv"))
+            is_bias = name.endswith("bias")
+            if is_head and is_bias:
+                group = head_biases
+            elif is_head:
+                group = head_weights
+            elif is_bias:
+                group = biases
+            else:
+                group = weights
+            group["params"].append(parameter)
+        return [weights, biases, head_weights, head_biases]

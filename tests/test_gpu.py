@@ -136,7 +136,7 @@ def test_two_processes_of_torchrun_train_what_one_does(train_seg, run_dir, devic
 @pytest.mark.parametrize("network", ["deeplabv2_resnet50", "deeplabv3_resnet50"])
 def test_a_step_of_the_segmentation_network_is_that_of_the_cpu(network, device):
     torch.manual_seed(0)
-    model = deeplab.build({"network": network, "output_stride": 16}, 5).eval()
+    model = deeplab.build_network(network, 5, output_stride=16).eval()
     image, label = torch.randn(2, 3, 65, 81), torch.randint(0, 5, (2, 65, 81), dtype=torch.uint8)
     found = []
     for place in (torch.device("cpu"), device):

@@ -327,7 +327,11 @@ class TestOtherNetworks:
         monkeypatch.setitem(
             deeplab.NETWORKS,
             "tiny",
-            lambda num_classes, output_stride, frozen: Tiny(3, num_classes, output_stride, 8),
+            deeplab.NetworkSpec(
+                "tiny",
+                "net",
+                lambda num_classes, output_stride, frozen: Tiny(3, num_classes, output_stride, 8),
+            ),
         )
         monkeypatch.setitem(train_seg.DEFAULTS, "tiny", {"lr": 0.5, "color_jitter": 3})
         assert train_seg.parse_args(["--network", "tiny"]).lr == 0.5

@@ -17,7 +17,7 @@ from data.datasets import MultiscaleImages, inference_loader
 from data.registry import Samples
 from data.transforms import Scaling, normalize
 from errors import InputError
-from network.prototypes import class_prototype
+from network.recipe import class_prototype
 from network.sipe import SIPE, general_cam
 
 from . import checkpoint

@@ -27,7 +27,7 @@ from data.datasets import (
 from data.registry import COCO, VOC
 from data.transforms import Scaling, normalize, shrink
 from errors import InputError
-from network import deeplab
+from network.deeplab import build_network
 from network.fusion import fuse_scales
 from network.irn import IRN
 from network.recipe import RECIPES
@@ -231,13 +231,14 @@ def recipe_of(path: Path) -> str:
 
 
 def _build_segmentation(arguments: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
-    network = deeplab.build(arguments, num_classes)
-    if network is None:
+    name = arguments.get("network")
+    frozen = arguments.get("weights") != "none"
+    try:
+        return build_network(name, num_classes, arguments.get("output_stride"), frozen)
+    except ValueError:
         raise InputError(
-            f"{path}: holds an unknown network ({arguments.get('network')});"
-            " use a checkpoint of train_seg.py"
-        )
-    return network
+            f"{path}: holds an unknown network ({name}); use a checkpoint of train_seg.py"
+        ) from None
 
 
 def _load_sipe(
@@ -265,7 +266,7 @@ def _load_sipe(
                 f"{path}: holds no class prototypes;"
                 f" train it with --recipe {name}, or use another recipe"
             )
-        network.class_prototypes.copy_(prototypes)
+        network.set_class_prototypes(prototypes)
         if inside is None:
             files = (path, class_prototypes.path_beside(path))
     return LoadedNetwork(network, class_names, checkpoint.SIPE_KIND, files)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from network.deeplab import HEADS, NETWORKS, DeepLab, MultiRateClassifier, build
+from network.deeplab import HEADS, NETWORKS, DeepLab, MultiRateClassifier, build_network
 
 SIZE = (33, 47)
 RESNETS = [name for name in NETWORKS if "resnet38" not in name]
@@ -143,7 +143,7 @@ def test_every_parameter_trains(model):
 @pytest.mark.parametrize("network", RESNETS)
 def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride):
     with torch.device("meta"):
-        model = build({"network": network, "output_stride": output_stride, "lr": 0.1}, 7)
+        model = build_network(network, 7, output_stride)
     expected = sketch(network, 7, output_stride).state_dict()
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in expected.items()
@@ -153,21 +153,20 @@ def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride)
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("name", "output_stride"),
     [
-        {},
-        {"output_stride": 8},
-        {"network": RESNETS[0]},
-        {"network": "deeplabv4_resnet50", "output_stride": 8},
-        {"network": "resnet50", "output_stride": 8},
-        {"network": None, "output_stride": 8},
-        {"network": [RESNETS[0]], "output_stride": 8},
-        {"network": RESNETS[0], "output_stride": 4},
-        {"network": RESNETS[0], "output_stride": "8"},
-        {"network": RESNETS[0], "output_stride": None},
-        {"network": RESNETS[0], "output_stride": 16.0},
-        {"network": RESNETS[0], "output_stride": torch.tensor([8, 8])},
+        ("deeplabv4_resnet50", 8),
+        ("resnet50", 8),
+        ("", 8),
+        (None, 8),
+        ([RESNETS[0]], 8),
+        (RESNETS[0], 4),
+        (RESNETS[0], "8"),
+        (RESNETS[0], None),
+        (RESNETS[0], 16.0),
+        (RESNETS[0], torch.tensor([8, 8])),
     ],
 )
-def test_arguments_of_another_training_name_no_network(arguments):
-    assert build(arguments, 7) is None
+def test_other_names_and_strides_are_refused(name, output_stride):
+    with pytest.raises(ValueError, match="network|output stride"):
+        build_network(name, 7, output_stride)

@@ -82,7 +82,7 @@ def test_segmentation_networks_train(autocast, network):
     size = 448 if "wideresnet" in network else 512
     with CUDA:
         model, weight = (
-            deeplab.build({"network": network, "output_stride": 8}, 21).train(),
+            deeplab.build_network(network, 21).train(),
             torch.ones(21),
         )
     image, inside = crops(10, size)

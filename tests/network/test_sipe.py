@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from data.transforms import normalize
 from network import sipe
 from network.losses import classification_loss, consistency_loss
-from network.prototypes import activate, contrast, peak_normalize, spread, unit_cells
-from network.recipe import RECIPES
+from network.prototypes import activate, peak_normalize, unit_cells
+from network.recipe import RECIPES, contrast, propagate
 from network.sipe import SIPE, Localization, general_cam
 from network.spatial import add_mirror, side_features
 from tool import trainer
@@ -138,7 +138,7 @@ def test_pretrained_statistics_stay_frozen_in_training(model):
 
 def test_from_scratch_everything_trains_and_statistics_are_learned():
     torch.manual_seed(0)
-    model = SIPE(4, pretrained=False).train()
+    model = SIPE(4, frozen=False).train()
     before = model.resnet50.bn1.running_mean.clone()
     image, label, inside = tiny_batch()
     classification_loss(model(image, label, inside).score, label).backward()
@@ -223,12 +223,12 @@ def test_a_recipe_changes_the_is_cam_alone(model):
     published, recipe = model.eval().localize(image, label), RECIPES["plus"]
     model.recipe = recipe
     without = model.localize(image, label)
-    model.class_prototypes.copy_(torch.randn(3, 2048))
+    model.set_class_prototypes(torch.randn(3, 2048))
     other = model.localize(image, label)
     model.recipe = RECIPES["sipe"]
     _, layer4, features = model._forward_mirrored(image)
-    of_image = spread(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
-    of_class = spread(
+    of_image = propagate(contrast(published.is_cam, recipe.contrast), features, recipe.affinity)
+    of_class = propagate(
         activate(model.class_prototypes[None], add_mirror(layer4)), features, recipe.affinity
     )
     torch.testing.assert_close(
