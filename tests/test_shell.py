@@ -24,11 +24,34 @@ CHAINS = {  # refinement by default, epochs of the segmentation network, list th
     ),
     "run_folder.sh": ("crf", "30", "masked", ["classes.txt", "tags.csv"]),
 }
+# Stands for every Python. LACKS and NO_CRF name those without the requirements or the CRF: python3
+# is the active one, python .venv's. A call that FAILS matches ends with status 2, after what PIP says.
 FAKE = f"""#!/usr/bin/env bash
-[ "$1" != - ] || exit ${{LACKS:-0}}; [ "$1" != -c ] || exec {sys.executable} "$@"
-IFS='|'; echo "$*" >>"$CALLS"; [ "$1" != "${{FAILS:-}}" ] || exit 2
-[ "$2" != venv ] || {{ mkdir -p .venv/bin; cp "$0" .venv/bin/python; }}
+name=$(basename "$0")
+is_in() {{ [[ " $1 " == *" $name "* ]]; }}
+answer() {{  # answer CODE
+    case $1 in
+        *pydensecrf*) ! is_in "${{NO_CRF:-}}" || grep -q no-build-isolation "$CALLS" ;;
+        *Python.h*) [ -z "${{NO_HEADERS:-}}" ] ;;
+        *ziglang*) echo zig ;;
+        *"%d.%d"*) [ ! -e "$0.version" ] && echo 3.11 || cat "$0.version" ;;
+        *"< (3, 10)"*) [ ! -e "$0.version" ] || [ "$(cat "$0.version")" != 3.9 ] ;;
+        *) exec {sys.executable} -c "$@" ;;
+    esac
+}}
+case $1 in
+    -) ! is_in "${{LACKS:-}}"; exit ;;
+    -c) answer "${{@:2}}"; exit ;;
+esac
+[ "$2" != pip ] || {{ echo "${{PIP_SAYS:-}}"; sleep "${{PIP_TAKES:-0}}"; }}
+IFS='|'; echo "$*" >>"$CALLS"
+[[ "$*" != ${{FAILS:-}} ]] || exit 2
+[ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; }}
 """
+GPU_CHECK = ["-m", "tool.gpus", "4"]
+NO_PYTHON_HAS = "python3 python"
+# what a shell without a compiler still has
+TOOLS = "bash basename cat cp cut dirname du env grep mkdir sed sleep tail tr"
 WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--recipe|--refine|--from|--until|--run_dir
 --with|--device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''
 --until '*'|--until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7|--recipe x""".replace(
@@ -127,9 +150,24 @@ def test_a_chain_starts_its_stages_in_order(start, script, refine, flags, first,
     stages = calls_by_stage(
         script, tmp_path, refine or CHAINS[script][0], 4 if "gpus" in flags else 1, recipe
     )
-    assert done.returncode == 0 and calls == [
-        call for stage, call in stages.items() if stage in STAGES[first : last + 1]
-    ]
+    expected = [call for stage, call in stages.items() if stage in STAGES[first : last + 1]]
+    if "gpus" in flags:
+        expected.insert(0, GPU_CHECK)
+    assert done.returncode == 0
+    assert calls == expected
+
+
+@pytest.mark.parametrize("script", CHAINS)
+def test_too_few_gpus_end_a_chain_before_its_first_stage(start, script):
+    done, calls = start(f"{script} --gpus 4", FAILS="*tool.gpus*")
+    assert done.returncode == 2
+    assert calls == [GPU_CHECK]
+
+
+@pytest.mark.parametrize("script", CHAINS)
+def test_processes_on_the_cpu_need_no_gpus(start, script):
+    _, calls = start(f"{script} --gpus 4 --with make_cam '--device cpu'")
+    assert GPU_CHECK not in calls
 
 
 @pytest.mark.parametrize("below", ["VOC2012", "VOCdevkit/VOC2012"])
@@ -154,7 +192,7 @@ def test_more_flags_reach_their_stage_as_they_are_written(start, tmp_path):
     stages["eval_seg"] += ["--num_workers", "1", "--list", "a"]
     command = "run_coco.sh --with make_cam '--list *.txt $(touch oops) ~' --with eval_seg '--num_workers 1' --with eval_seg '--list a'"
     assert start(command)[1] == list(stages.values())
-    assert [len(start(script, FAILS="make_cam.py")[1]) for script in CHAINS] == [
+    assert [len(start(script, FAILS="make_cam.py*")[1]) for script in CHAINS] == [
         2,
         2,
         2,
@@ -167,7 +205,7 @@ def test_more_flags_reach_their_stage_as_they_are_written(start, tmp_path):
     + [(name, file) for name in CHAINS for file in CHAINS[name][3]],
 )
 def test_wrong_flags_and_missing_data_are_refused_in_one_line(start, command, without, tmp_path):
-    done, calls = start(command, without, LACKS="1")
+    done, calls = start(command, without, LACKS=NO_PYTHON_HAS)
     assert (done.returncode, calls, done.stderr.count("\n")) == (2, [], 1)
     assert (
         f" {without} in {tmp_path / 'the data'}" if " " not in command else command.split()[1]
@@ -195,28 +233,143 @@ def test_the_demo_draws_images_and_starts_its_stages(start, tmp_path):
     assert start("run_demo.sh --seed -1")[0].returncode == 2
 
 
-def test_the_active_environment_is_used_if_it_has_the_requirements_and_else_a_new_one(
-    start, tmp_path
-):
-    check = [
-        "bash",
-        "-c",
-        'source tool/common.sh; has_requirements "$@"',
-        "bash",
-        sys.executable,
-        tmp_path / "lines.txt",
-    ]
-    for lines in (
-        f"pytest>={pytest.__version__}",
-        "# a\nnumpy>=1  # b",
-        "numpy>=999",
-        "numpy==0.1.*",
-        "nothing-such>=1",
-    ):
-        (tmp_path / "lines.txt").write_text(f"{lines}\n")
-        assert (subprocess.run(check, cwd=ROOT).returncode == 0) == (
-            lines.startswith(("pytest", "#"))
-        )
-    made, installed, *calls = start("run_coco.sh", LACKS="1")[1]
-    assert made == ["-m", "venv", ".venv"] and installed[-2:] == ["-r", "requirements.txt"]
-    assert calls == list(calls_by_stage("run_coco.sh", tmp_path, "crf").values())
+def test_requirements_are_names_with_versions(tmp_path):
+    requirements = tmp_path / "lines.txt"
+    has_requirements = 'source tool/common.sh; has_requirements "$@"'
+    check = ["bash", "-c", has_requirements, "bash", sys.executable, requirements]
+    fitting = (f"pytest>={pytest.__version__}", "# a\nnumpy>=1  # b")
+    unfitting = ("numpy>=999", "numpy==0.1.*", "nothing-such>=1")
+    for lines in fitting + unfitting:
+        requirements.write_text(f"{lines}\n")
+        assert (subprocess.run(check, cwd=ROOT).returncode == 0) == (lines in fitting)
+
+
+INSTALL = ["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+MADE = ["-m", "venv", ".venv"]
+INSTALLED = [*INSTALL, "-r", "requirements.txt"]
+CRF_TOOLS = [*INSTALL, "-c", "requirements-crf.txt", "cython", "setuptools"]
+CRF = [*INSTALL, "--no-cache-dir", "--no-build-isolation", "-r", "requirements-crf.txt"]
+
+
+def set_up_calls(calls: list[list[str]]) -> list[list[str]]:
+    """The calls before the demo draws its images."""
+    stages = calls.index(next(call for call in calls if call[:2] == ["-m", "data.demo"]))
+    return [call for call in calls[:stages] if call != ["-m", "pip", "--version"]]
+
+
+def used_python(done: subprocess.CompletedProcess) -> str:
+    """The Python of the command that the demo advises in the end."""
+    return done.stdout.split("masks of your images: ")[1].split()[0]
+
+
+@pytest.fixture
+def venv(tmp_path):
+    """A finished .venv of the copy."""
+    python = tmp_path / "copy/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "python3", python)
+    return python
+
+
+@pytest.mark.parametrize(
+    ("lacks", "without_crf", "python", "expected"),
+    [
+        ("", "", "python3", []),
+        ("", "python3", ".venv/bin/python", []),
+        ("python3", "", ".venv/bin/python", []),
+        ("python", "python3", ".venv/bin/python", [CRF_TOOLS, CRF, INSTALLED]),
+        ("python3", "python", ".venv/bin/python", [CRF_TOOLS, CRF]),
+        (NO_PYTHON_HAS, NO_PYTHON_HAS, ".venv/bin/python", [INSTALLED, CRF_TOOLS, CRF]),
+    ],
+)
+def test_one_with_the_crf_is_preferred(start, venv, lacks, without_crf, python, expected):
+    done, calls = start("run_demo.sh", LACKS=lacks, NO_CRF=without_crf)
+    assert set_up_calls(calls)[: len(expected)] == expected
+    assert used_python(done) == python
+    assert not done.stderr
+
+
+def test_an_environment_is_made_if_there_is_none(start, tmp_path):
+    done, calls = start("run_demo.sh", LACKS=NO_PYTHON_HAS, NO_CRF=NO_PYTHON_HAS)
+    assert set_up_calls(calls)[:4] == [MADE, INSTALLED, CRF_TOOLS, CRF]
+    assert used_python(done) == ".venv/bin/python"
+
+
+OBSTACLES = [{"NO_HEADERS": "1"}, {"FAILS": "*cython*"}, {"FAILS": "*no-build-isolation*"}]
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+@pytest.mark.parametrize(("lacks", "python"), [("", "python3"), ("python3", ".venv/bin/python")])
+def test_without_the_crf_an_environment_with_all_else_serves(start, venv, lacks, python, obstacle):
+    done, calls = start("run_demo.sh", LACKS=lacks, NO_CRF=NO_PYTHON_HAS, **obstacle)
+    assert done.returncode == 0
+    assert used_python(done) == python
+    assert INSTALLED not in calls
+    assert done.stderr.count("\n") == 1
+    assert "warning" in done.stderr
+
+
+def test_without_a_compiler_pypi_has_one(start, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in TOOLS.split():
+        (tools / name).symlink_to(shutil.which(name))
+    path = f"{tmp_path}{os.pathsep}{tools}"
+    variables = {"PATH": path, "CXX": "", "NO_CRF": NO_PYTHON_HAS}
+    ziglang = [*INSTALL, "ziglang"]
+    done, calls = start("run_demo.sh", **variables)
+    assert set_up_calls(calls)[:4] == [MADE, ziglang, CRF_TOOLS, CRF]
+    done, calls = start("run_demo.sh", FAILS="*ziglang", **variables)
+    assert used_python(done) == "python3"
+    assert done.stderr.count("\n") == 1
+
+
+def test_pip_shows_what_it_does_and_how_it_fails(start, tmp_path):
+    variables = {"LACKS": NO_PYTHON_HAS, "PIP_SAYS": "Downloading x.whl"}
+    slow = {"PROGRESS_SECONDS": "0.2", "PIP_TAKES": "0.7"}
+    assert "Downloading x.whl" in start("run_demo.sh", **variables, **slow)[0].stdout
+    done, calls = start("run_demo.sh", FAILS="*pip*install*", **variables)
+    assert done.returncode == 2
+    assert calls[-1] == INSTALLED
+    assert "Downloading x.whl" in done.stderr
+
+
+def test_a_python_without_pytorch_is_refused_in_one_line(start):
+    says = "ERROR: No matching distribution found for torch>=2.6"
+    done, _ = start("run_demo.sh", LACKS=NO_PYTHON_HAS, FAILS="*pip*install*", PIP_SAYS=says)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "Python 3.11" in done.stderr
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """Make a Python of that version that nothing is installed in; returns its path."""
+
+    def make(version: str) -> Path:
+        path = tmp_path / f"python{version}"
+        shutil.copy(tmp_path / "python3", path)
+        Path(f"{path}.version").write_text(version)
+        return path
+
+    return make
+
+
+def test_the_caller_names_the_python(start, interpreter, tmp_path):
+    path = interpreter("3.12")
+    for name in ("python3.12", str(path)):
+        assert used_python(start("run_demo.sh", PYTHON=name)[0]).endswith("python3.12")
+    done, calls = start("run_demo.sh", PYTHON="python3.12", LACKS="python3.12 python")
+    assert set_up_calls(calls)[:2] == [MADE, INSTALLED]
+    assert used_python(done) == ".venv/bin/python"
+
+
+def test_pythons_that_do_not_fit_are_refused_in_one_line(start, interpreter, venv):
+    for version in ("3.9", "3.12"):
+        interpreter(version)
+    lacks = "python3 python3.12"
+    for name, mentioned in (("python3.9", "3.10"), ("python3.99", "3.99"), ("python3.12", ".venv")):
+        done, calls = start("run_demo.sh", PYTHON=name, LACKS=lacks)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert mentioned in done.stderr
+        assert calls in ([], [["-m", "pip", "--version"]])
+    assert used_python(start("run_demo.sh", LACKS=lacks)[0]) == ".venv/bin/python"

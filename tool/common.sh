@@ -1,4 +1,4 @@
-# Sourced by the run_*.sh scripts: their arguments, the Python environment, and how a stage is started.
+# Sourced by the run_*.sh scripts: their arguments, and how a stage is started. set_up.sh finds Python.
 HERE=$PWD
 cd "$(dirname "$0")"
 STAGES="train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred report"
@@ -8,6 +8,10 @@ for stage in $STAGES; do printf -v "FLAGS_$stage" %s ""; done
 fail() {  # fail MESSAGE: end the script with one line
     echo "$(basename "$0"): error: $1" >&2
     exit 2
+}
+
+warn() {  # warn MESSAGE: one line
+    echo "$(basename "$0"): warning: $1" >&2
 }
 
 absolute() {  # absolute PATH: relative paths start where the script was called
@@ -57,39 +61,23 @@ require() {  # require ADVICE FILE...: end the script if a file is missing below
     for file in "${@:2}"; do [ -e "$DATASET_ROOT/$file" ] || fail "no $file in $DATASET_ROOT; $1"; done
 }
 
-has_requirements() {  # has_requirements PYTHON FILE...: the files' lines are name>=1.2 or name==1.2.*
-    command -v "$1" >/dev/null && "$1" - "${@:2}" >/dev/null 2>&1 <<'PY'
-import re, sys
-from importlib.metadata import version
-assert sys.version_info >= (3, 10)
-for name, operator, wanted in re.findall(r"^([\w-]+)([>=]=)([\d.]+)", "\n".join(open(file).read() for file in sys.argv[1:]), re.M):
-    have, want = ([int(number) for number in re.findall(r"\d+", text)] for text in (version(name), wanted))
-    assert have >= want if operator == ">=" else have[: len(want)] == want
-PY
-}
-
-set_up() {  # set_up FILE...: sets PYTHON to one with these requirements: the active environment's, else .venv's, installed if need be
-    for PYTHON in python3 .venv/bin/python; do if has_requirements "$PYTHON" "$@"; then return; fi; done
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "Python 3.10 or newer is needed as python3"
-    echo "installing the requirements into .venv (once, a few minutes)"
-    "$PYTHON" -m pip --version >/dev/null 2>&1 || python3 -m venv .venv || fail "python3 -m venv failed; install it (Debian: python3-venv)"
-    if ! "$PYTHON" -c 'import pydensecrf' 2>/dev/null; then  # compiled here
-        "$PYTHON" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
-            fail "pydensecrf2 is compiled here and needs Python's headers; install them (Debian: python3-dev)"
-        if [ -z "${CXX:-}" ] && ! command -v c++ >/dev/null; then  # PyPI's ziglang has a compiler
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check ziglang
-            zig=$("$PYTHON" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
-            export CC="$zig cc" CXX="$zig c++"
-        fi
-    fi
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
+check_gpus() {  # once: end the script if PyTorch can use fewer GPUs than --gpus asks for
+    local flags
+    if [ "${GPUS:-1}" = 1 ] || [ -n "${GPUS_ARE_CHECKED:-}" ]; then return; fi
+    GPUS_ARE_CHECKED=yes
+    flags=$(for stage in $STAGES; do name=FLAGS_$stage; echo " ${!name} "; done)
+    if [[ $flags == *" --device cpu "* ]]; then return; fi
+    "$PYTHON" -m tool.gpus "$GPUS" || exit 2
 }
 
 launch() {  # launch PROCESSES STAGE FLAG...: run a stage if it is wanted, by torchrun if it takes several processes (one for each GPU)
     local command=("${2%_pred}.py" "${@:3}") more=FLAGS_$2
     is_wanted "$2" || return 0
+    check_gpus
     read -ra more <<<"${!more}"
     echo "== $2"
     if [ "$1" -gt 1 ]; then command=(-m torch.distributed.run --standalone --nproc_per_node "$1" "${command[@]}"); fi
     "$PYTHON" "${command[@]}" ${more[@]+"${more[@]}"}
 }
+
+source tool/set_up.sh

@@ -29,6 +29,11 @@ SETTINGS = {
     "label_certainty": LABEL_CERTAINTY,
     "background_scale": BACKGROUND_SCALE,  # of inter-pixel labels
 }
+HOW_TO_INSTALL = (  # in two steps: pydensecrf2 pins a Cython that does not know Python 3.13
+    "with a C++ compiler and Python's headers, install it by "
+    "python -m pip install -c requirements-crf.txt cython setuptools && "
+    "python -m pip install --no-build-isolation -r requirements-crf.txt"
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,7 @@ def require() -> None:
     try:
         import pydensecrf.densecrf  # noqa: F401
     except (ImportError, ValueError) as error:  # ValueError: it was built for another numpy
-        raise InputError(
-            f"pydensecrf: cannot be imported ({error});"
-            " pip install pydensecrf2 (it needs a C++ compiler)"
-        ) from None
+        raise InputError(f"pydensecrf: cannot be imported ({error}); {HOW_TO_INSTALL}") from None
 
 
 def refine_label(image: np.ndarray, label: np.ndarray, num_labels: int) -> np.ndarray:
