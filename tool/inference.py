@@ -224,7 +224,7 @@ def load_network(
 
 
 def recipe_of(path: Path) -> str:
-    """The recipe that a checkpoint of SIPE was trained for, by its own note or the file beside it."""
+    """The recipe that SIPE was trained for, by the checkpoint's note or the file beside it."""
     arguments = checkpoint.arguments(checkpoint.read(path))
     beside = class_prototypes.read_beside(path)
     return str(arguments.get("recipe") or beside.get("recipe", "sipe"))
