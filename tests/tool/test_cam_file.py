@@ -1,20 +1,22 @@
-"""The CAM file: what is written comes back at full size; what is cut, foreign or hostile is refused by name."""
+"""The CAM file: what is written comes back at full size; what is cut or hostile is refused."""
 
 import pickle
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from errors import InputError
 from network.fusion import fuse_scales
 from tool import cam_file, outputs
+from tool.cam_file import CamGrids
 
-KEYS, SIZE = np.array([0, 3, 12]), (12, 16)
+KEYS = np.array([0, 3, 12])
+SIZE = (12, 16)
 GRIDS = ((3, 4), (2, 2), (6, 8))  # one a scale
 CLASSES = ("background", "cat")
 
@@ -22,6 +24,10 @@ CLASSES = ("background", "cat")
 def random_maps(seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.random((3, *grid), dtype=np.float32) for grid in GRIDS]
+
+
+def random_grids(background: float | None = None) -> CamGrids:
+    return CamGrids(KEYS, SIZE, random_maps(0), random_maps(1), background)
 
 
 @pytest.fixture
@@ -33,103 +39,91 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def written(path: Path) -> Path:
-    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1))
+    cam_file.save(path, random_grids())
     return path
 
 
-def assert_refused(call, path: Path) -> None:
+def assert_refused(call: Callable, path: Path) -> None:
     with pytest.raises(InputError) as error:
         call()
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
 
 
-def test_a_file_holds_small_plain_arrays_and_comes_back_at_full_size(written):
+def test_a_file_holds_small_plain_arrays(written):
+    grids = {f"{kind}_{scale}" for kind in cam_file.KINDS for scale in range(3)}
     with np.load(written, allow_pickle=False) as arrays:
-        assert sorted(arrays.files) == [
-            "cam_0",
-            "cam_1",
-            "cam_2",
-            "is_cam_0",
-            "is_cam_1",
-            "is_cam_2",
-            "keys",
-            "size",
-        ]
-        assert arrays["keys"].dtype == arrays["size"].dtype == np.int64
+        assert {*arrays.files} == {"keys", "size", *grids}
+        assert arrays["keys"].dtype == np.int64
+        assert arrays["size"].dtype == np.int64
         assert arrays["is_cam_0"].dtype == np.float16
-    found = cam_file.load(str(written), 13, list(SIZE))
-    assert (found.keys.tolist(), found.size) == ([0, 3, 12], SIZE)
+
+
+def test_a_file_comes_back_at_full_size(written):
+    cams = cam_file.load(str(written), 13, list(SIZE))
+    assert cams.keys.tolist() == [0, 3, 12]
+    assert cams.size == SIZE
     for kind in cam_file.KINDS:
-        maps = found.maps(kind)
-        assert (maps.shape, maps.dtype) == ((3, *SIZE), np.float32)
-        assert maps.min() >= 0 and maps.max() <= 1
+        maps = cams.maps(kind)
+        assert maps.shape == (3, *SIZE)
+        assert maps.dtype == np.float32
+        assert maps.min() >= 0
+        assert maps.max() <= 1
 
 
 @pytest.mark.parametrize(("kept", "other"), [("is_cam", "cam"), ("cam", "is_cam")])
-def test_the_label_is_the_class_of_the_strongest_map_and_a_kind_that_was_not_kept_is_refused(
-    path, kept, other
-):
-    cam_file.save(
-        path, KEYS, (1, 2), **{kept: [np.array([[[0.5, 0.1]], [[0.2, 0.3]], [[0.1, 0.2]]])]}
-    )
-    found = cam_file.load(path)
-    assert (found.label(kept).dtype, found.label(kept).tolist()) == (np.uint8, [[0, 3]])
-    for read in (found.maps, found.label):
-        assert_refused(lambda: read(other), path)  # noqa: B023
+def test_the_label_is_the_class_of_the_strongest_map(path, kept, other):
+    grid = np.array([[[0.5, 0.1]], [[0.2, 0.3]], [[0.1, 0.2]]])
+    cam_file.save(path, CamGrids(KEYS, (1, 2), **{kept: [grid]}))
+    cams = cam_file.load(path)
+    label = cams.label(kept)
+    assert label.dtype == np.uint8
+    assert label.tolist() == [[0, 3]]
+    assert_refused(lambda: cams.maps(other), path)
+    assert_refused(lambda: cams.label(other), path)
 
 
-def test_fuse_upsamples_every_scale_and_normalises_or_averages():
-    grids = [torch.from_numpy(grid) for grid in random_maps(0)]
-    total = sum(
-        F.interpolate(grid[None], SIZE, mode="bilinear", align_corners=False)[0] for grid in grids
-    )
-    for normalize, maps in {
-        True: total / (total.amax((1, 2), keepdim=True) + 1e-5),
-        False: total / 3,
-    }.items():
-        torch.testing.assert_close(fuse_scales(grids, SIZE, normalize), maps, atol=1e-6, rtol=0)
-    assert not fuse_scales(
-        [torch.zeros(1, 2, 2)], (4, 4), normalize=True
-    ).any()  # an empty map stays empty
+@pytest.mark.parametrize(
+    ("kind", "seed", "normalize", "most"),
+    # float16 has 11 significant bits: values in [0.5, 1] move by 2 ** -12 at most, and so does
+    # their mean; a quotient doubles it
+    [("is_cam", 0, True, 2**-11), ("cam", 1, False, 2**-12)],
+)
+def test_loading_fuses_what_was_written_but_for_the_rounding(path, kind, seed, normalize, most):
+    grids = [torch.from_numpy(grid) for grid in random_maps(seed)]
+    expected = fuse_scales(grids, SIZE, normalize).numpy()
+    cam_file.save(path, random_grids(), dtype=np.float32)
+    assert np.array_equal(cam_file.load(path).maps(kind), expected)
+    cam_file.save(path, random_grids())
+    rounded = cam_file.load(path).maps(kind)
+    assert 0 < np.abs(rounded - expected).max() <= most
 
 
-def test_loading_fuses_what_was_written_but_for_the_rounding(path):
-    found, maps = {}, [[torch.from_numpy(grid) for grid in random_maps(seed)] for seed in (0, 1)]
-    for dtype in (np.float16, np.float32):
-        cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1), dtype=dtype)
-        found[dtype] = cam_file.load(path)
-    assert np.array_equal(
-        found[np.float32].is_cam, fuse_scales(maps[0], SIZE, normalize=True).numpy()
-    )
-    assert np.array_equal(
-        found[np.float32].cam, fuse_scales(maps[1], SIZE, normalize=False).numpy()
-    )
-    # float16 has 11 significant bits: values in [0.5, 1] move by 2 ** -12 at most, and so does their mean; a quotient doubles it
-    assert 0 < np.abs(found[np.float16].cam - found[np.float32].cam).max() <= 2**-12
-    assert 0 < np.abs(found[np.float16].is_cam - found[np.float32].is_cam).max() <= 2**-11
+def test_a_background_takes_the_place_of_the_map_of_the_background(written):
+    own = cam_file.load(written)
+    cam_file.save(written, random_grids(background=0.5))
+    cams = cam_file.load(written)
+    assert (cams.is_cam[0] == 0.5).all()
+    assert np.array_equal(cams.is_cam[1:], own.is_cam[1:])
+    assert np.array_equal(cams.cam, own.cam)
+    is_weak = (own.is_cam[1:] <= 0.5).all(0)
+    assert np.array_equal(cams.label("is_cam") == 0, is_weak)
 
 
-def test_a_background_stands_in_for_the_map_of_the_background(path):
-    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1))
-    own, before = cam_file.load(path), path.read_bytes()
-    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1), background=None)
-    assert path.read_bytes() == before
-    cam_file.save(path, KEYS, SIZE, random_maps(0), random_maps(1), background=0.5)
-    found = cam_file.load(path)
-    assert (found.is_cam[0] == 0.5).all() and np.array_equal(found.is_cam[1:], own.is_cam[1:])
-    assert np.array_equal(found.cam, own.cam)
-    assert np.array_equal(found.label("is_cam") == 0, (own.is_cam[1:] <= 0.5).all(0))
+def test_a_file_cut_anywhere_is_refused(written):
+    whole = written.read_bytes()
+    for size in [*range(0, len(whole), 53), len(whole) - 1]:
+        written.write_bytes(whole[:size])
+        assert_refused(lambda: cam_file.load(written), written)
 
 
-def test_a_file_cut_anywhere_or_changed_is_refused(written):
+def test_a_changed_file_is_refused(written):
+    """Its checksum does not fit the compressed values of the first array."""
     whole = written.read_bytes()
     changed = bytearray(whole)
-    changed[whole.index(b"keys.npy") + 60] ^= (
-        0xFF  # in the first array's compressed values: the checksum tells
-    )
-    for content in (*(whole[:size] for size in range(0, len(whole), 53)), whole[:-1], changed):
-        written.write_bytes(content)
-        assert_refused(lambda: cam_file.load(written), written)
+    changed[whole.index(b"keys.npy") + 60] ^= 0xFF
+    written.write_bytes(changed)
+    assert_refused(lambda: cam_file.load(written), written)
 
 
 class Trap:
@@ -137,10 +131,13 @@ class Trap:
         return Path.touch, (Path("trap-went-off"),)
 
 
+def write_objects(path: Path) -> None:
+    keys = np.array([Trap()], object)
+    np.savez(path, keys=keys, size=np.array(SIZE), is_cam_0=np.zeros((1, 2, 2)))
+
+
 FOREIGN = {
-    "objects": lambda path: np.savez(
-        path, keys=np.array([Trap()], object), size=np.array(SIZE), is_cam_0=np.zeros((1, 2, 2))
-    ),
+    "objects": write_objects,
     "pickle": lambda path: path.write_bytes(pickle.dumps({"keys": Trap()})),
     "text": lambda path: path.write_text("hello"),
     "array": lambda path: path.write_bytes(b"\x93NUMPY\x01\0" + bytes(60)),
@@ -166,11 +163,12 @@ def test_what_is_larger_than_the_image_is_not_unpacked(path, name):
         name: np.zeros((3, 4000, 4000), np.int8),
     }
     np.savez_compressed(path, **arrays)
+    assert path.stat().st_size < 1e5
     tracemalloc.start()
     assert_refused(lambda: cam_file.load(path), path)
-    peak = tracemalloc.get_traced_memory()[1]
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert path.stat().st_size < 1e5 and peak < 1e6
+    assert peak < 1e6
 
 
 def test_a_member_with_the_bare_name_of_an_array_is_not_read_in_its_place(written):
@@ -182,38 +180,29 @@ def test_a_member_with_the_bare_name_of_an_array_is_not_read_in_its_place(writte
 
 
 MAPS = np.zeros((3, 2, 2))
+BAD_SIZES = [
+    [12],
+    [12, 16, 3],
+    [-12, -16],
+    [0, 16],
+    [np.inf, 16],
+    [1 << 20, 1 << 20],
+    ["a", "b"],
+]
+BAD_KEYS = [["a", "b"], [0, -1], [0, 255], [0.0, 1.5], [[0], [1]], 3, []]
+BAD_MAPS = [MAPS[:2], MAPS[0], np.zeros((3, 0, 0)), np.full((3, 2, 2), "a")]
+UNFIT = [
+    {"weights": np.ones(3)},
+    {"keys": KEYS},
+    {"keys": [0], "size": SIZE, "is_cam_0": MAPS[:1]},
+    {"keys": KEYS, "size": SIZE, "is_cam_x": MAPS},
+]
+UNFIT += [{"keys": KEYS, "size": size} for size in BAD_SIZES]
+UNFIT += [{"keys": keys, "size": SIZE, "is_cam_0": MAPS[:2]} for keys in BAD_KEYS]
+UNFIT += [{"keys": KEYS, "size": SIZE, "is_cam_0": maps} for maps in BAD_MAPS]
 
 
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {"weights": np.ones(3)},
-        {"keys": KEYS},
-        *(
-            {"keys": KEYS, "size": size}
-            for size in (
-                [12],
-                [12, 16, 3],
-                [-12, -16],
-                [0, 16],
-                [np.inf, 16],
-                [1 << 20, 1 << 20],
-                ["a", "b"],
-            )
-        ),
-        *(
-            {"keys": keys, "size": SIZE, "is_cam_0": MAPS[:2]}
-            for keys in (["a", "b"], [0, -1], [0, 255], [0.0, 1.5], [[0], [1]], 3, [])
-        ),
-        {"keys": [0], "size": SIZE, "is_cam_0": MAPS[:1]},
-        *(
-            {"keys": KEYS, "size": SIZE, "is_cam_0": maps}
-            for maps in (MAPS[:2], MAPS[0], np.zeros((3, 0, 0)), np.full((3, 2, 2), "a"))
-        ),
-        {"keys": KEYS, "size": SIZE, "is_cam_x": MAPS},
-    ],
-    ids=lambda arrays: " ".join(f"{name} {np.shape(value)}" for name, value in arrays.items()),
-)
+@pytest.mark.parametrize("arrays", UNFIT)
 def test_arrays_that_do_not_fit_are_refused(path, arrays):
     np.savez(path, **{name: np.asarray(value) for name, value in arrays.items()})
     assert_refused(lambda: cam_file.load(path), path)

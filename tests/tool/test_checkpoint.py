@@ -1,24 +1,20 @@
-"""Checkpoints: ours, the authors' and a backbone's; what is missing, misshapen or hostile is refused by name."""
+"""Checkpoints: what is missing, misshapen or hostile is refused by name."""
 
 import os
 import pickle
 import resource
-from http.client import IncompleteRead
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model
 
 from errors import InputError
-from exchange import weights
-from network.deeplab import DeepLab
-from network.resnet import ResNet50
 from tool import checkpoint
 
 CLASSES = ("background", "cat", "dog")
+COUNTER = "bn1.num_batches_tracked"
 
 
 class Small(nn.Module):
@@ -31,36 +27,18 @@ class Small(nn.Module):
         nn.init.constant_(self.classifier.weight, fill)
 
 
-def unfilled(kind: type[nn.Module], *arguments: str | int) -> nn.Module:
-    """A network without the seconds that its random initialization takes."""
-    with torch.device("meta"):
-        model = kind(*arguments)
-    return model.to_empty(device="cpu")
-
-
-def torchvisions(name: str) -> dict[str, torch.Tensor]:
-    """A state dict of torchvision's, its ImageNet head included; every tensor is full of its own number, so that its file is small."""
-    with torch.device("meta"):
-        state = get_model(name, weights=None).state_dict()
-    return {
-        name: torch.tensor(i, dtype=value.dtype, device="cpu").expand(value.shape)
-        for i, (name, value) in enumerate(state.items())
-    }
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "some.pth"
 
 
-def assert_refused(call, path: Path | str, names: str = "") -> None:
+def assert_refused(call: Callable, path: Path | str, named: str = "") -> None:
     with pytest.raises(InputError) as error:
         call()
-    assert (
-        str(error.value).startswith(f"{path}: ")
-        and names in str(error.value)
-        and "\n" not in str(error.value)
-    )
+    line = str(error.value)
+    assert line.startswith(f"{path}: ")
+    assert named in line
+    assert "\n" not in line
 
 
 def test_what_is_saved_is_read(path):
@@ -72,38 +50,30 @@ def test_what_is_saved_is_read(path):
         "rng": torch.get_rng_state(),
     }
     checkpoint.save(path, content)
-    found = checkpoint.read(str(path))
-    assert found.keys() == content.keys()
-    assert (found["step"], found["arguments"], found["class_names"]) == (
-        7,
-        {"lr": 0.1},
-        list(CLASSES),
-    )
-    assert (found["model"]["classifier.weight"] == 2).all() and torch.equal(
-        found["rng"], content["rng"]
-    )
+    again = checkpoint.read(str(path))
+    assert again.keys() == content.keys()
+    for name in ("step", "arguments", "class_names"):
+        assert again[name] == content[name]
+    assert (again["model"]["classifier.weight"] == 2).all()
+    assert torch.equal(again["rng"], content["rng"])
 
 
 def test_saving_that_fails_names_the_file_and_keeps_the_one_of_before(path):
     checkpoint.save(path, {"step": 1})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (100, before[1])
-    )  # as a full disk: the file ends after 100 bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # as on a full disk, the file ends after 100 bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         assert_refused(lambda: checkpoint.save(path, {"step": 2}), path)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.read(path) == {"step": 1}
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_cut_anywhere_is_refused(path, zipped):
-    torch.save(
-        {"model": Small().state_dict(), "class_names": list(CLASSES)},
-        path,
-        _use_new_zipfile_serialization=zipped,
-    )
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_checkpoint_cut_anywhere_is_refused(path, is_zip):
+    content = {"model": Small().state_dict(), "class_names": list(CLASSES)}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
     whole = path.read_bytes()
     for size in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:size])
@@ -115,11 +85,13 @@ class Trap:
         return os.mkdir, ("trap-went-off",)
 
 
+def save_in_the_old_format(path: Path) -> None:
+    torch.save({"net": Trap()}, path, _use_new_zipfile_serialization=False)
+
+
 FOREIGN = {
     "torch": lambda path: torch.save({"net": Trap()}, path),
-    "old torch": lambda path: torch.save(
-        {"net": Trap()}, path, _use_new_zipfile_serialization=False
-    ),
+    "old torch": save_in_the_old_format,
     "pickle": lambda path: path.write_bytes(pickle.dumps({"net": Trap()})),
     "old pickle": lambda path: path.write_bytes(pickle.dumps({"net": Trap()}, protocol=2)),
     "module": lambda path: torch.save({"net": Small()}, path),
@@ -139,121 +111,90 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_never_run(path, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("counter", "expected"),
-    [({}, 0), ({"bn1.num_batches_tracked": torch.tensor([5])}, 5)],
-    ids=["missing", "vector"],
+    ("counter", "expected"), [({}, 0), ({COUNTER: torch.tensor([5])}, 5)], ids=["missing", "vector"]
 )
 def test_tensors_of_any_precision_fill_the_model_whatever_else_there_is(counter, expected):
-    model, tensors = Small(), Small(2).half().state_dict()
-    del tensors["bn1.num_batches_tracked"]
+    model = Small()
+    tensors = Small(2).half().state_dict()
+    del tensors[COUNTER]
     checkpoint.load_tensors(model, tensors | counter | {"other": 3}, "a.pth")
-    assert (model.classifier.weight == 2).all() and model.bn1.num_batches_tracked == expected
-    assert model.classifier.weight.requires_grad and model.classifier.weight.dtype == torch.float32
+    weight = model.classifier.weight
+    assert (weight == 2).all()
+    assert weight.requires_grad
+    assert weight.dtype == torch.float32
+    assert model.bn1.num_batches_tracked == expected
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("name", "value", "named"),
     [
-        ({"bn1.running_var": None}, "bn1.running_var"),
-        ({"bn1.weight": [1.0, 1.0]}, "bn1.weight"),
-        ({"bn1.num_batches_tracked": 3}, "bn1.num_batches_tracked"),
+        ("bn1.weight", [1.0, 1.0], "bn1.weight"),
+        (COUNTER, 3, COUNTER),
         (
-            {"classifier.weight": torch.zeros(5, 2, 1, 1)},
+            "classifier.weight",
+            torch.zeros(5, 2, 1, 1),
             "classifier.weight is (5, 2, 1, 1), expected (2, 2, 1, 1)",
         ),
-        ({"classifier.weight": torch.zeros(2, 2)}, "classifier.weight is (2, 2)"),
-        ({"bn1.num_batches_tracked": torch.zeros(2)}, "bn1.num_batches_tracked is (2,)"),
+        ("classifier.weight", torch.zeros(2, 2), "classifier.weight is (2, 2)"),
+        (COUNTER, torch.zeros(2), f"{COUNTER} is (2,)"),
     ],
 )
-def test_the_first_tensor_that_is_missing_or_misshapen_is_named_and_the_model_stays_as_it_was(
-    change, named
-):
+def test_a_misshapen_tensor_is_named_and_the_model_stays_as_it_was(name, value, named):
     model = Small(1)
-    tensors = {
-        name: value for name, value in (Small(2).state_dict() | change).items() if value is not None
-    }
-    assert_refused(
-        lambda: checkpoint.load_tensors(model, tensors, "a.pth"), "a.pth", f"tensor {named}"
-    )
+    tensors = Small(2).state_dict() | {name: value}
+    load = lambda: checkpoint.load_tensors(model, tensors, "a.pth")  # noqa: E731
+    assert_refused(load, "a.pth", f"tensor {named}")
     assert (model.classifier.weight == 1).all()
-    for other in (None, {}, [1], "a", torch.ones(2), {1: torch.ones(2)}):
-        assert_refused(
-            lambda other=other: checkpoint.load_tensors(Small(), other, "a.pth"),
-            "a.pth",
-            "tensor classifier.weight",
-        )
 
 
-@pytest.mark.parametrize(
-    "other", [None, "cat", {"cat": 1}, torch.ones(3), ["background", 1]], ids=str
-)
-def test_class_names_are_a_list_of_names_and_arguments_a_dict_or_there_are_none(other):
-    ours, theirs = (
-        {"class_names": list(CLASSES), "arguments": {"lr": 0.1}},
-        {"class_names": other, "arguments": [other]},
-    )
-    assert (checkpoint.class_names_of(ours), checkpoint.arguments(ours)) == (CLASSES, {"lr": 0.1})
-    for content in (theirs, {"net": {}}):
-        assert (checkpoint.class_names_of(content), checkpoint.arguments(content)) == ((), {})
+def test_a_missing_tensor_is_named_and_the_model_stays_as_it_was():
+    model = Small(1)
+    tensors = Small(2).state_dict()
+    del tensors["bn1.running_var"]
+    with pytest.raises(InputError, match=r"^a\.pth: tensor bn1\.running_var"):
+        checkpoint.load_tensors(model, tensors, "a.pth")
+    assert (model.classifier.weight == 1).all()
+
+
+@pytest.mark.parametrize("other", [None, {}, [1], "a", torch.ones(2), {1: torch.ones(2)}], ids=str)
+def test_what_is_no_state_dict_lacks_the_first_tensor(other):
+    with pytest.raises(InputError, match=r"^a\.pth: tensor classifier\.weight"):
+        checkpoint.load_tensors(Small(), other, "a.pth")
+
+
+OURS = {"class_names": list(CLASSES), "arguments": {"lr": 0.1}}
+NO_NAMES = [None, "cat", {"cat": 1}, torch.ones(3), ["background", 1]]
+
+
+def test_our_checkpoints_note_their_classes_and_arguments():
+    assert checkpoint.class_names_of(OURS) == CLASSES
+    assert checkpoint.arguments(OURS) == {"lr": 0.1}
+    checkpoint.check_classes(OURS, CLASSES, "a.pth")
+
+
+@pytest.mark.parametrize("names", [CLASSES[:1], CLASSES[:2], ("background", "dog", "cat")])
+def test_a_checkpoint_of_other_classes_is_refused(names):
+    assert_refused(lambda: checkpoint.check_classes(OURS, names, "a.pth"), "a.pth")
+
+
+@pytest.mark.parametrize("other", NO_NAMES, ids=str)
+def test_other_checkpoints_note_nothing(other):
+    for content in ({"class_names": other, "arguments": [other]}, {"net": {}}):
+        assert checkpoint.class_names_of(content) == ()
+        assert checkpoint.arguments(content) == {}
         checkpoint.check_classes(content, CLASSES, "a.pth")
-    checkpoint.check_classes(ours, CLASSES, "a.pth")
-    for names in (CLASSES[:1], CLASSES[:2], ("background", "dog", "cat")):
-        assert_refused(lambda: checkpoint.check_classes(ours, names, "a.pth"), "a.pth")  # noqa: B023
 
 
 @pytest.mark.parametrize(
-    ("kind", "file", "nested"),
-    [((ResNet50,), "resnet50", True), ((DeepLab, "deeplabv2_resnet101", 3), "resnet101", False)],
-)
-def test_torchvisions_backbones_load_without_their_head(path, kind, file, nested):
-    tensors = torchvisions(file)
-    assert "fc.weight" in tensors
-    torch.save({"state_dict": tensors} if nested else tensors, path)
-    model = unfilled(*kind)
-    backbone = getattr(model, "backbone", model)
-    weights.load_pretrained(backbone, str(path))
-    assert all(torch.equal(value, tensors[name]) for name, value in backbone.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("kind", "file", "named"),
+    ("content", "kind"),
     [
-        ((ResNet50,), "resnet101", "layer3.10"),  # deeper
-        ((DeepLab, "deeplabv2_resnet101", 3), "resnet50", "layer3.10"),  # shallower
-        ((ResNet50,), None, "conv1.weight"),
+        ({"kind": "irn"}, "irn"),
+        ({"kind": "segmentation"}, "segmentation"),
+        ({"kind": "of tomorrow"}, "sipe"),
+        ({"arguments": {"network": "deeplabv2_resnet50"}}, "segmentation"),  # an older one
+        ({"arguments": {"backbone": "resnet50"}}, "sipe"),
+        ({"net": {}}, "sipe"),
     ],
 )
-def test_a_backbone_of_another_depth_or_kind_is_refused(path, kind, file, named):
-    torch.save(
-        {"state_dict": torchvisions(file) if file else nn.Conv2d(3, 64, 7).state_dict()}, path
-    )
-    model = unfilled(*kind)
-    assert_refused(
-        lambda: weights.load_backbone(getattr(model, "backbone", model), path), path, named
-    )
-
-
-@pytest.mark.parametrize(
-    "error",
-    [None, OSError("no route"), IncompleteRead(b"half"), RuntimeError("invalid hash value")],
-    ids=repr,
-)
-def test_torchvisions_weights_are_those_of_the_name_and_a_failed_download_names_the_flag(
-    monkeypatch, error
-):
-    def get_state_dict(progress: bool, check_hash: bool) -> dict[str, torch.Tensor]:
-        assert check_hash
-        if error:
-            raise error
-        return Small(2).state_dict()
-
-    listed = SimpleNamespace(IMAGENET1K_V1=SimpleNamespace(get_state_dict=get_state_dict))
-    monkeypatch.setattr(weights, "get_model_weights", lambda name: {"small": listed}[name])
-    model = Small()
-    if error:
-        assert_refused(
-            lambda: weights.load_pretrained(model, "imagenet", "small"), "--weights imagenet"
-        )
-    else:
-        weights.load_pretrained(model, "imagenet", "small")
-        assert (model.classifier.weight == 2).all()
+def test_the_kind_of_a_checkpoint_is_noted_or_told_by_its_arguments(content, kind):
+    assert checkpoint.kind_of(content) == kind

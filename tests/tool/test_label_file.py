@@ -1,4 +1,4 @@
-"""Label images: VOC's colours, what is written comes back, and labels of other classes are refused."""
+"""Label images: VOC's colours, what is written comes back, other classes are refused."""
 
 import numpy as np
 import pytest
@@ -36,8 +36,9 @@ def test_a_label_comes_back_with_vocs_colours_and_nothing_else(tmp_path, label):
     label_file.save(path, label)
     with Image.open(path) as image:
         assert (image.format, image.mode, image.text) == ("PNG", "P", {})
+        colours = np.asarray(image.convert("RGB"))
         assert np.array_equal(np.asarray(image), label)
-        assert np.array_equal(np.asarray(image.convert("RGB")), label_file.palette()[label])
+        assert np.array_equal(colours, label_file.palette()[label])
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -54,22 +55,23 @@ def test_a_prediction_is_the_class_of_the_largest_probability(tmp_path):
         np.testing.assert_allclose(arrays["probability"], probability, atol=2**-12)
 
 
-NOTES = [{"class_names": list(CLASSES)}, {"cam": {"class_names": list(CLASSES)}, "crf": None}]
+NAMES = {"class_names": list(CLASSES)}
+NOTES = [NAMES, {"cam": NAMES, "crf": None}, {"cam": "of another program", **NAMES}, "{", None]
 
 
-@pytest.mark.parametrize(
-    "note", [*NOTES, {"cam": "somebody's", "class_names": list(CLASSES)}, "{", None]
-)
+@pytest.mark.parametrize("note", NOTES)
 @pytest.mark.parametrize(
     "class_names", [("background", "dog"), ("background", "cat", "dog"), ("background",)]
 )
 def test_labels_of_other_classes_or_with_a_damaged_note_or_no_folder_are_refused(
     tmp_path, note, class_names
 ):
-    named = folder = tmp_path / "labels"
+    folder = tmp_path / "labels"
+    named = folder
     if note is not None:
         named = folder / "settings.json"
         outputs.write_json(named, note)
     with pytest.raises(InputError) as error:
         label_file.check_folder(folder, class_names)
-    assert str(error.value).startswith(f"{named}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{named}: ")
+    assert "\n" not in str(error.value)
