@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"errors", "report"}  # report/ is a package, too
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {
+    "errors",
+    "report",
+}  # report/ is a package, too
 ABOVE = {"benchmarks", "report", *SCRIPTS}  # what no library imports
 FORBIDDEN = {  # what the files of a folder may not import
     "network": {"data", "tool", "exchange", "errors", *ABOVE},

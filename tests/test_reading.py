@@ -64,6 +64,25 @@ def is_repeated_by_a_condition(node: ast.AST) -> bool:
     return any(is_sequence) and any(is_condition)
 
 
+def ideas(node: ast.AST) -> Iterator[ast.expr]:
+    """The expressions below a node; a table of plain values is one of them."""
+    if isinstance(node, ast.expr):
+        yield node
+    if is_table(node):
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from ideas(child)
+
+
+def is_table(node: ast.AST) -> bool:
+    """Whether a list, tuple, set or dict holds nothing but plain values."""
+    if not isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.Dict)):
+        return False
+    plain = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp)
+    parts = [part for part in ast.walk(node) if isinstance(part, ast.expr)]
+    return all(isinstance(part, plain) for part in parts)
+
+
 def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
@@ -101,6 +120,11 @@ def test_repetitions_by_a_condition_are_found(code, is_found):
     assert any(is_repeated_by_a_condition(node) for node in nodes) == is_found
 
 
+@pytest.mark.parametrize(("code", "count"), [("f(x, 1)", 4), ("[(1, -2), (3, 4)]", 1)])
+def test_a_table_of_plain_values_is_one_idea(code, count):
+    assert len([*ideas(ast.parse(code))]) == count
+
+
 @pytest.mark.parametrize("path", own_files(), ids=str)
 def test_no_line_hides_a_second_one(path):
     forbidden = (
@@ -131,7 +155,7 @@ def test_functions_take_few_parameters(path):
 
 @pytest.mark.parametrize("path", own_files(), ids=str)
 def test_lines_hold_one_idea(path):
-    counts = Counter(node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.expr))
+    counts = Counter(node.lineno for node in ideas(tree(path)))
     allowed = set()
     for name, function in functions(tree(path)):
         if f"{path}:{name}" in MAY_BE_DENSE:

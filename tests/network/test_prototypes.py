@@ -155,13 +155,18 @@ def test_spread_is_the_mean_over_cells_by_their_similarity(monkeypatch, products
     wanted = torch.tensor(
         [[1 / 1.5, 0.5 / 2, 0, 0], [0.4 / 1.5, 0.8 / 2, 0.8 / 1.5, 0.8]]
     )  # cos(45) ** 2 = 0.5
-    torch.testing.assert_close(propagate(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        propagate(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(
             propagate(maps, features, 2)[0].flatten(1), wanted, atol=1e-4, rtol=0
         )
     torch.testing.assert_close(
-        propagate(maps, features, 1)[0, 0, 0, 0], torch.tensor(1 / (1 + 0.5**0.5)), atol=1e-4, rtol=0
+        propagate(maps, features, 1)[0, 0, 0, 0],
+        torch.tensor(1 / (1 + 0.5**0.5)),
+        atol=1e-4,
+        rtol=0,
     )
 
 
