@@ -1,5 +1,6 @@
 """The demo dataset: the same to the byte, its parts agree, it never overwrites anything else."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_same_settings_give_the_same_bytes(drawn, tmp_path, flag):
     main([str(again), flag, str(IMAGES), "--size", str(SIZE), "--seed", str(SEED)])
     assert contents(again) == contents(drawn)
     assert list(again.parent.iterdir()) == [again]  # nothing temporary is left
+
+
+def test_its_settings_are_those_of_earlier_versions(drawn):
+    """A dataset that an earlier version drew is not refused."""
+    settings = json.loads((drawn / "settings.json").read_text())
+    assert settings == {"format": 1, "pictures": IMAGES, "size": SIZE, "seed": SEED}
 
 
 def test_images_are_the_published_ones():
