@@ -16,7 +16,9 @@ from drawn_run import (
     make_page,
     make_run,
     read_data,
+    truth,
 )
+from PIL import Image
 
 import eval_seg
 from data.images import read_image
@@ -62,6 +64,7 @@ def test_curves_are_thin_and_reach_the_end(page):
     (line,) = CURVE_POINTS.findall(page.read_text())
     points = line.split()
     assert STEPS / 5 < len(points) <= MAX_POINTS
+    assert "nan" not in line
     last_x, _ = points[-1].split(",")
     assert float(last_x) > 99
 
@@ -152,3 +155,7 @@ def test_images_and_masks_stand_upright(page_of_two_datasets):
     folder = page_of_two_datasets.parent
     assert read_image(folder / "7.jpg").shape == (64, 48, 3)
     assert read_image(folder / "7_3.png").shape == (64, 48, 3)
+    with Image.open(folder / "7_t.png") as layer:
+        alpha = np.asarray(layer)[..., 3]
+    clockwise = np.rot90(truth(1), -1)
+    assert np.array_equal(alpha > 0, clockwise > 0)
