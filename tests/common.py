@@ -213,7 +213,7 @@ def draw_maps(root: Path, run_dir: Path, rotated: tuple[str, ...] = ()) -> Path:
                 size[::-1],
                 {kind: [np.rot90(maps[0], -1, (1, 2))] for kind, maps in grids.items()},
             )
-        cam_file.save(cam_file.path_of(run_dir, name), keys, size, **grids)
+        cam_file.save(cam_file.path_of(run_dir, name), cam_file.CamGrids(keys, size, **grids))
     write_map_settings(run_dir)
     return run_dir
 
