@@ -55,9 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default 5000)",
     )
     add_workers(parser)
-    args = parser.parse_args(argv)
-    args.run_dir = args.run_dirs[0]
-    return args
+    return parser.parse_args(argv)
 
 
 def read_stages(args: argparse.Namespace) -> list[Stage]:
@@ -93,11 +91,12 @@ def read_histories(run_dirs: Sequence[Path], logs: Sequence[TrainingLogs]) -> li
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run_names = [run_dir.resolve().name for run_dir in args.run_dirs]
-    folder = args.run_dir / "_".join(["report", *run_names[1:]])
+    first_run = args.run_dirs[0]
+    folder = first_run / "_".join(["report", *run_names[1:]])
     stages = read_stages(args)
     items = select_items(stages, args.max_images)
 
-    with run_context(args.run_dir) as context:
+    with run_context(first_run) as context:
         outputs.prepare_output_dir(folder, "report", {}, context, overwrite=True)
         images = write_images(items, stages, folder, args.num_workers)
         logs = [read_logs(run_dir) for run_dir in args.run_dirs]

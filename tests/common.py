@@ -31,6 +31,7 @@ import train_resnet50_SIPE
 import train_seg
 from data.annotations import read_classes
 from data.registry import VOC
+from errors import InputError
 from tool import cam_file, label_file, visualize
 from tool.outputs import write_json
 
@@ -212,7 +213,7 @@ def draw_maps(root: Path, run_dir: Path, rotated: tuple[str, ...] = ()) -> Path:
                 size[::-1],
                 {kind: [np.rot90(maps[0], -1, (1, 2))] for kind, maps in grids.items()},
             )
-        cam_file.save(cam_file.path_of(run_dir, name), keys, size, **grids)
+        cam_file.save(cam_file.path_of(run_dir, name), cam_file.CamGrids(keys, size, **grids))
     write_map_settings(run_dir)
     return run_dir
 
@@ -284,6 +285,16 @@ def times_below(folder: Path) -> dict[str, int]:
 
 def bytes_below(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+@contextlib.contextmanager
+def refused(start: object) -> Iterator[None]:
+    """The block raises InputError in one line that begins with a file or an address."""
+    with pytest.raises(InputError) as error:
+        yield
+    line = str(error.value)
+    assert line.startswith(f"{start}: ")
+    assert "\n" not in line
 
 
 def stop_after(patch: pytest.MonkeyPatch, module: ModuleType, name: str, times: int) -> None:

@@ -28,6 +28,7 @@ import train_irn
 from data.images import read_image
 from data.transforms import normalize, to_tensor
 from errors import InputError
+from network.irn import IRN
 from network.random_walk import random_walk
 from tool import cam_file, checkpoint, crf
 from tool.inference import load_irn
@@ -82,9 +83,9 @@ class TestTraining:
         ] == []
 
     def test_the_mean_displacement_over_the_images_is_subtracted(self, chain, fixed_voc):
-        model, crop_size = load_irn(chain / "ckpt/irn.pth")
-        model.eval()
-        assert crop_size == CROP
+        loaded = load_irn(chain / "ckpt/irn.pth")
+        model = loaded.network.eval()
+        assert loaded.crop_size == CROP
         means = []
         for name in NAMES:
             padded = torch.zeros(1, 3, CROP, CROP)
@@ -166,7 +167,7 @@ class TestPseudoLabels:
     def test_irn_walks_on_its_grid(self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch):
         """Maps at a quarter of the size, to the power 1.5, two steps of the walk, four times as large again, divided by their maximum."""
         edge = torch.rand(1, 12, 16, generator=torch.Generator().manual_seed(0)) / 2
-        monkeypatch.setattr(make_seg_labels.IRN, "find_edges", lambda model, image, crop_size: edge)
+        monkeypatch.setattr(IRN, "find_edges", lambda model, image, crop_size: edge)
         shutil.copytree(chain / "cam", run_dir / "cam")
         flags = ["--irn_ckpt", chain / "ckpt/irn.pth", "--beta", 3, "--exp_times", 1]
         run_stage("labels_irn", fixed_voc, run_dir, tiny_backbone, *flags)
@@ -193,9 +194,9 @@ class TestPseudoLabels:
             | {"path_indices0": torch.zeros(4, 2), "mean_shift.running_mean": torch.zeros(2)},
             run_dir / "theirs.pth",
         )
-        model, crop_size = load_irn(run_dir / "theirs.pth")
-        assert crop_size == 512 and all(
-            torch.equal(tensors[name], value) for name, value in model.state_dict().items()
+        loaded = load_irn(run_dir / "theirs.pth")
+        assert loaded.crop_size == 512 and all(
+            torch.equal(tensors[name], value) for name, value in loaded.network.state_dict().items()
         )
 
     def test_labels_of_another_irn_do_not_mix(self, chain, fixed_voc, tiny_backbone, tmp_path):

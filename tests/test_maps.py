@@ -21,6 +21,7 @@ from common import (
     rotate,
     run_stage,
     stop_after,
+    times_below,
     weights_of,
     write_lines,
     write_map_settings,
@@ -36,7 +37,7 @@ from data.transforms import Scaling
 from errors import InputError
 from network import sipe
 from network.recipe import RECIPES
-from tool import cam_file, checkpoint, inference
+from tool import cam_file, checkpoint, class_prototypes
 from tool.context import Context
 from tool.inference import load_network, multiscale_cams
 
@@ -52,7 +53,8 @@ def report(chain, fixed_voc, tmp_path_factory):
 class TestTraining:
     def test_the_checkpoint_holds_finite_weights_and_what_made_them(self, chain, tiny_backbone):
         content = checkpoint.read(chain / "ckpt/final.pth")
-        assert content.keys() == {"arguments", "class_names", "model"}
+        assert content.keys() == {"arguments", "class_names", "kind", "model"}
+        assert content["kind"] == "sipe"
         assert all(value.isfinite().all() for value in content["model"].values())
         assert content["class_names"] == list(VOC_CLASSES)
         recorded = {
@@ -82,8 +84,9 @@ class TestTraining:
         torch.manual_seed(15)
         before, after = (
             train.build_model(
-                argparse.Namespace(weights="none", backbone="resnet50", recipe="sipe"),
+                argparse.Namespace(weights="none", backbone="resnet50"),
                 len(VOC_CLASSES),
+                Context(torch.device("cpu")),
             ).state_dict(),
             weights_of(run_dir / "ckpt/final.pth"),
         )
@@ -120,24 +123,23 @@ class TestTraining:
         path = run_dir / "ckpt/final.pth"
         path.parent.mkdir(parents=True)
         shutil.copy(chain / "ckpt/final.pth", path)
-        monkeypatch.setattr(inference, "STRONG", -1.0)  # random weights have no CAM
+        monkeypatch.setattr(class_prototypes, "STRONG", -1.0)  # random weights have no CAM
         run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus")
-        content, before = checkpoint.read(path), checkpoint.read(chain / "ckpt/final.pth")
-        assert content["arguments"]["recipe"] == load_network(path)[0].recipe.name == "plus"
+        assert path.read_bytes() == (chain / "ckpt/final.pth").read_bytes()
+        assert files_below(path.parent) == {"final.pth", "class_prototypes.pth"}
+        content = checkpoint.read(path.with_name("class_prototypes.pth"))
+        assert content["recipe"] == load_network(path).network.recipe.name == "plus"
         dataset = open_dataset("voc", fixed_voc)
         prototypes, seen = (
-            content["model"].pop("class_prototypes"),
+            content["class_prototypes"],
             dataset.tags(dataset.samples("train_aug")).any(0),
         )
         assert prototypes[seen].any(1).all() and not prototypes[~seen].any()
-        assert all(
-            torch.equal(value, before["model"][name]) for name, value in content["model"].items()
-        )
-        written = path.read_bytes()
+        written = times_below(run_dir)
         with pytest.raises(InputError, match=f"^{path}: "):
             run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone)
         run_stage("train_sipe", fixed_voc, run_dir, tiny_backbone, "--recipe", "plus")
-        assert path.read_bytes() == written
+        assert times_below(run_dir) == written
         run_stage("make_cam", fixed_voc, run_dir, tiny_backbone)
         assert json.loads((run_dir / "cam/settings.json").read_text())["recipe"] == "plus"
 
@@ -195,7 +197,7 @@ class TestBackbones:
         monkeypatch.setitem(sipe.BACKBONES, "strided", lambda frozen: Strided(3, 4, 8, 8))
         run_stage("train_sipe", fixed_voc, run_dir, Path(), *self.FLAGS, "--backbone", "strided")
         run_stage("make_cam", fixed_voc, run_dir, Path())
-        assert type(load_network(run_dir / "ckpt/final.pth")[0].backbone) is Strided
+        assert type(load_network(run_dir / "ckpt/final.pth").network.backbone) is Strided
         with np.load(cam_file.path_of(run_dir, NAMES[0])) as arrays:
             assert arrays["is_cam_0"].shape == (3, SIZE[0] // 8, SIZE[1] // 8)
 
@@ -230,7 +232,7 @@ class TestLocalization:
         dataset, scales = open_dataset("voc", tiny_voc), (0.5, 1.5, 1.0)
         samples = dataset.samples("train")
         model, context = (
-            load_network(checkpoints["ours"], dataset.class_names)[0].eval(),
+            load_network(checkpoints["ours"], dataset.class_names).network.eval(),
             Context(torch.device("cpu")),
         )
         batches = list(
@@ -244,8 +246,10 @@ class TestLocalization:
             [4],
         ]
         for batch in batches:
-            for item, (keys, maps) in zip(batch, multiscale_cams(model, batch, context)):
-                ((own_keys, own_maps),) = multiscale_cams(model, [item], context)
+            for item, found in zip(batch, multiscale_cams(model, batch, context)):
+                keys, maps = found.class_ids, found.by_kind
+                (own,) = multiscale_cams(model, [item], context)
+                own_keys, own_maps = own.class_ids, own.by_kind
                 assert (
                     np.array_equal(keys, own_keys)
                     and keys.tolist() == present_classes(item.tags).tolist()
@@ -425,10 +429,7 @@ class TestEvaluation:
             maps = (mask == np.unique(mask)[:, None, None]).astype(np.float32)
             cam_file.save(
                 cam_file.path_of(tmp_path / "run", name),
-                np.unique(mask),
-                mask.shape,
-                is_cam=[maps],
-                cam=[maps],
+                cam_file.CamGrids(np.unique(mask), mask.shape, is_cam=[maps], cam=[maps]),
             )
         write_map_settings(tmp_path / "run")
         call(eval_cam.main, *data_flags(fixed_voc, tmp_path / "run"))

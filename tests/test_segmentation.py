@@ -60,7 +60,8 @@ def seen(monkeypatch) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
 class TestTraining:
     def test_the_checkpoint_holds_finite_weights_and_what_made_them(self, chain, tiny_backbone):
         content = checkpoint.read(chain / "ckpt/seg.pth")
-        assert content.keys() == {"arguments", "class_names", "model"}
+        assert content.keys() == {"arguments", "class_names", "kind", "model"}
+        assert content["kind"] == "segmentation"
         assert all(value.isfinite().all() for value in content["model"].values())
         assert content["class_names"] == list(VOC_CLASSES)
         recorded = {
@@ -333,7 +334,7 @@ class TestOtherNetworks:
                 lambda num_classes, output_stride, frozen: Tiny(3, num_classes, output_stride, 8),
             ),
         )
-        monkeypatch.setitem(train_seg.DEFAULTS, "tiny", {"lr": 0.5, "color_jitter": 3})
+        monkeypatch.setitem(train_seg.DEFAULTS_OF_HEAD, "tiny", {"lr": 0.5, "color_jitter": 3})
         assert train_seg.parse_args(["--network", "tiny"]).lr == 0.5
         run_stage(
             "train_seg",
@@ -348,7 +349,7 @@ class TestOtherNetworks:
         )
         run_stage("infer_seg", fixed_voc, run_dir, Path())
         run_stage("predict", fixed_voc, run_dir, Path())
-        assert type(load_network(run_dir / "ckpt/seg.pth")[0]) is Tiny
+        assert type(load_network(run_dir / "ckpt/seg.pth").network) is Tiny
         assert all(
             label_of(run_dir / folder, NAMES[2]).shape == SIZE
             for folder in ("seg_pred", "predictions")
@@ -377,7 +378,10 @@ class TestInference:
     def test_a_mask_is_the_most_probable_class_over_the_scales_and_their_mirrors(
         self, infer, checkpoints, fixed_voc
     ):
-        masks, model = infer(), load_network(checkpoints["segmentation"], VOC_CLASSES)[0].eval()
+        masks, model = (
+            infer(),
+            load_network(checkpoints["segmentation"], VOC_CLASSES).network.eval(),
+        )
         assert files_below(masks) == {
             "settings.json",
             *(f"{name}.{ending}" for name in NAMES for ending in ("png", "npz")),

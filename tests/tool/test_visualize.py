@@ -1,4 +1,4 @@
-"""Images of results: what is painted where, and PNGs that open again with the shape that was meant."""
+"""Images of results: what is painted where, and files that open again."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from tool.visualize import (
+    SheetRow,
     bar_chart,
     contact_sheet,
     edge_sheet,
@@ -19,112 +20,194 @@ from tool.visualize import (
     training_sheet,
 )
 
-GREY = np.full((12, 16, 3), 100, np.uint8)
+HEIGHT = 12
+WIDTH = 16
+GREY = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+WHITE = [255, 255, 255, 255]
+RED = [128, 0, 0, 255]  # VOC's colour of class 1
+GREEN = [0, 128, 0, 255]  # of class 2
 
 
-def test_overlays_leave_the_background_and_heat_runs_from_blue_to_red():
-    label, activation = np.zeros((12, 16), np.uint8), np.zeros((12, 16), np.float32)
-    label[3:6, 3:6] = 1
-    painted = overlay(GREY, label)
-    assert (painted[label == 0] == 100).all()
+def grey_crops(count: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    return torch.full((count, 3, height, width), 100, dtype=torch.uint8)
+
+
+def test_an_overlay_paints_its_classes_and_leaves_the_background():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[3:6, 3:6] = 1
+    painted = overlay(GREY, mask)
+    assert painted.shape == GREY.shape
+    assert painted.dtype == np.uint8
+    assert (painted[mask == 0] == 100).all()
     red, green, blue = painted[4, 4].astype(int)
-    assert green == blue < 100 < red  # VOC's class 1 is dark red
-    activation[:, 8:] = [[1.5] * 4 + [1.0] * 4]  # what lies above 1 counts as 1
-    found = heat(GREY, activation)
-    assert (found.shape, found.dtype) == (painted.shape, painted.dtype) == ((12, 16, 3), np.uint8)
-    assert found[0, 0, 2] > found[0, 0, 0] and found[0, 15, 0] > found[0, 15, 2]
-    assert np.array_equal(found[0, 8], found[0, 15])
+    assert green == blue < 100 < red
 
 
-@pytest.mark.parametrize(("batch", "rows", "expected"), [(3, 2, 2), (3, 4, 3), (1, 4, 1)])
-def test_sheets_have_a_row_an_image_and_three_columns(batch, rows, expected):
-    image, label = (
-        torch.full((batch, 3, 12, 16), 100, dtype=torch.uint8),
-        torch.zeros(batch, 12, 16, dtype=torch.uint8),
-    )
-    maps = torch.zeros(batch, 3, 3, 4, requires_grad=True)
-    training = training_sheet(
-        image, maps, maps.detach().bfloat16(), torch.tensor([[0.0, 1.0]] * batch), rows
-    )
-    edges, masks = (
-        edge_sheet(image, label, maps[:, :1], rows),
-        segmentation_sheet(image, label, maps, rows),
-    )
-    for sheet, unpainted in ((training, 16), (edges, 32), (masks, 48)):  # background paints nothing
-        assert (sheet.shape, sheet.dtype) == ((expected * 12, 3 * 16, 3), np.uint8)
-        assert (sheet[:, :unpainted] == 100).all()
-    assert (
-        edges[:, 32:, 1] > edges[:, 32:, [0, 2]].max(2)
-    ).all()  # a logit of 0 is an even chance, between red and blue
+def test_heat_runs_from_blue_to_red_and_ends_at_one():
+    activation = np.zeros((HEIGHT, WIDTH), np.float32)
+    activation[:, 8:12] = 1.5
+    activation[:, 12:] = 1.0
+    painted = heat(GREY, activation)
+    assert painted.shape == GREY.shape
+    assert painted.dtype == np.uint8
+    cold_red, _, cold_blue = painted[0, 0]
+    assert cold_blue > cold_red
+    hot_red, _, hot_blue = painted[0, 15]
+    assert hot_red > hot_blue
+    assert np.array_equal(painted[0, 8], painted[0, 15])
 
 
-def test_segmentation_sheet_shows_label_and_prediction():
-    label, logits = torch.zeros(2, 8, 8, dtype=torch.uint8), torch.zeros(2, 4, 2, 2).bfloat16()
-    label[1, :, 4:], label[1, 0] = 2, 255
+def check_sheet(sheet: np.ndarray, rows: int) -> None:
+    """Fail unless a sheet has so many rows of crops, and three columns."""
+    assert sheet.shape == (rows * HEIGHT, 3 * WIDTH, 3)
+    assert sheet.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "expected"),
+    [
+        (3, 2, 2),
+        (3, 4, 3),
+        (1, 4, 1),
+    ],
+)
+class TestSheetsHaveARowAnImageAndThreeColumns:
+    """The background paints nothing, so crops and masks stay grey."""
+
+    def test_training(self, batch, rows, expected):
+        maps = torch.zeros(batch, 3, 3, 4, requires_grad=True)
+        tags = torch.tensor([[0.0, 1.0]] * batch)
+        is_cam = maps.detach().bfloat16()
+        sheet = training_sheet(grey_crops(batch), maps, is_cam, tags, rows)
+        check_sheet(sheet, expected)
+        assert (sheet[:, :WIDTH] == 100).all()
+
+    def test_edges(self, batch, rows, expected):
+        target = torch.zeros(batch, HEIGHT, WIDTH, dtype=torch.uint8)
+        logits = torch.zeros(batch, 1, 3, 4, requires_grad=True)
+        sheet = edge_sheet(grey_crops(batch), target, logits, rows)
+        check_sheet(sheet, expected)
+        crops_and_labels, edges = np.split(sheet, [2 * WIDTH], axis=1)
+        assert (crops_and_labels == 100).all()
+        # a logit of 0 is an even chance, between red and blue
+        red, green, blue = np.moveaxis(edges, 2, 0)
+        assert (green > np.maximum(red, blue)).all()
+
+    def test_segmentation(self, batch, rows, expected):
+        target = torch.zeros(batch, HEIGHT, WIDTH, dtype=torch.uint8)
+        logits = torch.zeros(batch, 3, 3, 4, requires_grad=True)
+        sheet = segmentation_sheet(grey_crops(batch), target, logits, rows)
+        check_sheet(sheet, expected)
+        assert (sheet == 100).all()
+
+
+def test_segmentation_sheet_shows_target_and_prediction():
+    target = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    target[1, :, 4:] = 2
+    target[1, 0] = 255
+    logits = torch.zeros(2, 4, 2, 2).bfloat16()
     logits[1, 3, 0, 1] = 5  # class 3 in the upper right quarter
-    sheet = segmentation_sheet(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8), label, logits)
     prediction = np.zeros((8, 8), np.uint8)
     prediction[:4, 4:] = 3
-    assert (sheet[:8] == 100).all()
-    assert np.array_equal(sheet[8:, 8:16], overlay(sheet[8:, :8], label[1].numpy()))
-    assert np.array_equal(sheet[8:, 16:], overlay(sheet[8:, :8], prediction))
+
+    sheet = segmentation_sheet(grey_crops(2, 8, 8), target, logits)
+    first_row, second_row = np.split(sheet, 2)
+    crop, target_panel, prediction_panel = np.split(second_row, 3, axis=1)
+    assert (first_row == 100).all()
+    assert np.array_equal(target_panel, overlay(crop, target[1].numpy()))
+    assert np.array_equal(prediction_panel, overlay(crop, prediction))
 
 
-def test_sheets_and_charts_are_readable_files(tmp_path):
-    rows = [("first\nmIoU $50.0", [GREY, GREY]), ("猫", [GREY.swapaxes(0, 1)] * 2)]
+def check_image_file(path, image_format: str) -> None:
+    """Fail unless the file holds a drawing of this format."""
+    with Image.open(path) as image:
+        assert image.format == image_format
+        assert min(image.size) > 100
+        colours = np.unique(np.asarray(image.convert("RGB")))
+        assert len(colours) > 2
+
+
+def test_contact_sheets_are_readable_files(tmp_path):
+    upright = GREY.swapaxes(0, 1)
+    rows = [SheetRow("first\nmIoU $50.0", [GREY, GREY]), SheetRow("猫", [upright, upright])]
     contact_sheet(rows, ["image", "label"], tmp_path / "new/sheet.jpg")
-    contact_sheet([("only", [GREY])], ["image"], tmp_path / "small.png")
-    columns = {
-        title: {"background": value, "cat": None}
-        for title, value in (("IS-CAM", 80.0), ("general CAM", 70.0))
-    }
-    bar_chart(columns, "3 images", tmp_path / "bars.png")
-    for name, kind in {"new/sheet.jpg": "JPEG", "small.png": "PNG", "bars.png": "PNG"}.items():
-        with Image.open(tmp_path / name) as image:
-            assert image.format == kind and min(image.size) > 100
-            assert len(np.unique(np.asarray(image.convert("RGB")))) > 2
+    check_image_file(tmp_path / "new/sheet.jpg", "JPEG")
+    contact_sheet([SheetRow("only", [GREY])], ["image"], tmp_path / "small.png")
+    check_image_file(tmp_path / "small.png", "PNG")
     assert plt.get_fignums() == []
 
 
-def test_masks_have_an_outline_within_a_white_line_and_ignored_pixels_have_none():
-    label = np.zeros((40, 60), np.uint8)
-    label[5:35, 5:30], label[5:35, 30:55], label[:3] = 1, 2, 255
-    layer = mask_layer(label)
-    assert (layer[label == 0][:, 3] == 0).all() and (
-        0 < layer[20, 15, 3] < 255
-    )  # clear, and a tint
-    assert layer[20, 5].tolist() == layer[20, 29].tolist() == layer[20, 30].tolist() == [255] * 4
-    assert layer[20, 6].tolist() == [128, 0, 0, 255] and layer[20, 31].tolist() == [
-        0,
-        128,
-        0,
-        255,
-    ]  # VOC's first colours
-    assert len(np.unique(layer[:3].reshape(-1, 4), axis=0)) == 1 and layer[0, 0, 3] < 255
-    assert (
-        mask_layer(np.full((4, 4), 7, np.uint8))[..., 3].max() < 255
-    )  # the image's edge is none of the mask's
+def test_charts_are_readable_files(tmp_path):
+    columns = {
+        "IS-CAM": {"background": 80.0, "cat": None},
+        "general CAM": {"background": 70.0, "cat": None},
+    }
+    bar_chart(columns, "3 images", tmp_path / "bars.png")
+    check_image_file(tmp_path / "bars.png", "PNG")
+    assert plt.get_fignums() == []
 
 
-def test_names_stand_inside_their_masks_and_within_the_image():
-    label = np.zeros((60, 80), np.uint8)
-    label[10:50, 10:40], label[0:12, 70:80], label[55:] = 3, 9, 255
-    assert name_places(label).keys() == {3, 9}
-    for key, (x, y) in name_places(label).items():
-        assert label[y, x] == key
-    assert 20 <= name_places(label)[3][1] < 40  # not at its border
+def test_masks_have_an_outline_within_a_white_line():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:35, 5:30] = 1
+    mask[5:35, 30:55] = 2
+    layer = mask_layer(mask)
+    alpha = layer[..., 3]
+    assert (alpha[mask == 0] == 0).all()
+    assert 0 < alpha[20, 15] < 255  # a tint
+    for column in (5, 29, 30):
+        assert layer[20, column].tolist() == WHITE
+    assert layer[20, 6].tolist() == RED
+    assert layer[20, 31].tolist() == GREEN
+
+
+def test_ignored_pixels_and_the_edge_of_the_image_have_no_outline():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:35, 5:30] = 1
+    mask[:3] = 255
+    ignored = mask_layer(mask)[:3].reshape(-1, 4)
+    assert len(np.unique(ignored, axis=0)) == 1
+    assert ignored[0, 3] < 255
+    full = mask_layer(np.full((4, 4), 7, np.uint8))
+    assert full[..., 3].max() < 255
+
+
+@pytest.fixture
+def mask_with_a_class_at_the_edge():
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:50, 10:40] = 3
+    mask[0:12, 70:80] = 9
+    mask[55:] = 255
+    return mask
+
+
+def test_names_stand_inside_their_masks(mask_with_a_class_at_the_edge):
+    places = name_places(mask_with_a_class_at_the_edge)
+    assert places.keys() == {3, 9}
+    for class_id, (x, y) in places.items():
+        assert mask_with_a_class_at_the_edge[y, x] == class_id
+    _, y = places[3]
+    assert 20 <= y < 40  # not at its border
+
+
+def test_names_are_written_within_the_image(mask_with_a_class_at_the_edge):
     image = np.full((60, 80, 3), 100, np.uint8)
-    named, plain = (
-        overlay(image, label, {3: "cat", 9: "猫 with a long name"}),
-        overlay(image, label),
-    )
-    assert (named != plain).any(2)[:12, :80].any() and (named != plain).any(2)[20:40, 10:40].any()
-    assert np.array_equal(overlay(image, np.zeros_like(label), {}), image)
+    class_names = {3: "cat", 9: "猫 with a long name"}
+    named = overlay(image, mask_with_a_class_at_the_edge, class_names)
+    plain = overlay(image, mask_with_a_class_at_the_edge)
+    is_written = (named != plain).any(2)
+    assert is_written[:12].any()
+    assert is_written[20:40, 10:40].any()
+
+
+def test_a_mask_of_background_has_no_name():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    assert np.array_equal(overlay(GREY, mask, {}), GREY)
 
 
 def test_heat_layers_are_the_more_opaque_the_stronger():
     layer = heat_layer(np.array([[0.0, 0.5, 1.0, 7.0]]))
-    assert (
-        layer.shape == (1, 4, 4)
-        and layer[0, 0, 3] == 0 < layer[0, 1, 3] < layer[0, 2, 3] == layer[0, 3, 3] < 255
-    )
+    assert layer.shape == (1, 4, 4)
+    none, half, full, above = layer[0, :, 3]
+    assert none == 0 < half < full < 255
+    assert full == above
