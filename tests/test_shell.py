@@ -45,7 +45,7 @@ IFS='|'; echo "$*" >>"$CALLS"
 """
 NO_PYTHON_HAS = "python3 python"
 # what a shell without a compiler still has
-TOOLS = "bash basename cat cp cut dirname du env grep mkdir sed sleep tail tr"
+TOOLS = "bash basename cat cp cut dirname du env grep head mkdir sed sleep tail tr"
 WRONG = """--gpus many|--gpus 3|--gpus '1 2'|--refine sam|--refine ''|--dataset_root ''|--gpus|--recipe|--refine|--from|--until|--run_dir
 --with|--device|--run_dirs a|make_cam|--with make_cam|--with ../make_cam -h|--with '' -h|--from seg|--until make_cam.py|--until ''
 --until '*'|--until 'train_seg infer_seg'|--from eval_seg_pred --until eval_seg|--seed 7|--recipe x""".replace("\n", "|")
