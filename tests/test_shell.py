@@ -93,7 +93,7 @@ IFS='|'; echo "$*" >>"$CALLS"
 GPU_CHECK = ["-m", "tool.gpus", "4"]
 NO_PYTHON_HAS = "python3 python"
 # what a shell without a compiler still has
-TOOLS = "bash basename cat cp cut dirname du env grep mkdir sed sleep tail tr"
+TOOLS = "bash basename cat cp cut dirname du env grep head mkdir sed sleep tail tr"
 WRONG = [
     "--gpus many",
     "--gpus 3",

@@ -30,7 +30,7 @@ SETTINGS = {
     "background_scale": BACKGROUND_SCALE,  # of inter-pixel labels
 }
 HOW_TO_INSTALL = (  # in two steps: pydensecrf2 pins a Cython that does not know Python 3.13
-    "with a C++ compiler and Python's headers, install it by "
+    "it needs a C++ compiler and Python's headers; install it with: "
     "python -m pip install -c requirements-crf.txt cython setuptools && "
     "python -m pip install --no-build-isolation -r requirements-crf.txt"
 )

@@ -108,9 +108,9 @@ install_requirements() {  # install_requirements FILE...: into VENV; ends the sc
 }
 
 explain_failure() {  # end the script with what pip's log says
-    local version
+    local version nothing="No matching distribution|ResolutionImpossible"
     version=$(version_of "$VENV_PYTHON")
-    if grep -q "Retrying" "$PIP_LOG" && grep -q "No matching distribution" "$PIP_LOG"; then
+    if grep -q "after connection broken" "$PIP_LOG" && grep -q -E "$nothing" "$PIP_LOG"; then
         fail "pip cannot reach the package index; $PIP_LOG has all that it says"
     fi
     if grep -q "No matching distribution found for torch" "$PIP_LOG"; then
@@ -167,8 +167,9 @@ compile_crf() {  # without the cache: what another environment compiled need not
     fi
 }
 
-first_error() {  # print the first line of pip's log that names an error
-    grep -m 1 -E '(^|[^[:alpha:]])(error|ERROR):' "$PIP_LOG" | sed 's/^ *//' | cut -c 1-160
+first_error() {  # print the first line of pip's log that names an error; pip's own heading does not
+    grep -E '(^|[^[:alpha:]])(error|ERROR):' "$PIP_LOG" | grep -v 'error: subprocess-exited' |
+        head -n 1 | sed 's/^ *//' | cut -c 1-160
 }
 
 run_pip() {  # run_pip ARGUMENT...: install into VENV, and print a line every 20 seconds
