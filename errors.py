@@ -2,16 +2,19 @@
 
 
 class InputError(Exception):
-    """Something the user can mend; the message is one line: which file, what is wrong, what to do."""
+    """An error that the user can fix.
+
+    The message is one line: which file, what is wrong, what to do.
+    """
 
     status = 2  # of the command that ends with it
 
 
 class UnreadableError(InputError):
-    """A file of one image that cannot be read: inference goes on without the image."""
+    """A file of one image that cannot be read; inference goes on without this image."""
 
 
 class SkippedError(InputError):
-    """All is done but for images that could not be read."""
+    """The command did everything except for images that it could not read."""
 
     status = 3

@@ -122,8 +122,8 @@ def make_cams(
     bar = tqdm(total=len(images), desc="CAM", unit="image", disable=not context.is_main)
     with bar:
         for items in batches_by_size(results.readable(loader), batch_size):
-            found = inference.multiscale_cams(model.network, items, context)
-            for item, image_maps in zip(items, found):
+            maps_of_items = inference.multiscale_cams(model.network, items, context)
+            for item, image_maps in zip(items, maps_of_items):
                 path = cam_file.path_of(args.run_dir, images.samples[item.index].name)
                 cam_file.save(path, to_grids(item, image_maps, args.maps, background))
             bar.update(len(items))

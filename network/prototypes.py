@@ -117,43 +117,48 @@ def locate_seeds(
 ) -> torch.Tensor:
     """Give each cell to the class whose activation map best fits what the cell resembles.
 
-    SIPE section 3.2.1, structure-aware seed locating: with s_i the ReLU cosine similarity of cell i to all N cells and m_k
-    the map of class k, cell i is a seed of argmax_k <s_i, m_k> / (sum s_i + sum m_k - <s_i, m_k>). The paper weighs the
-    background map by alpha = 0.5; the authors' program weighs its fit, and so do we: background_scale.
+    SIPE section 3.2.1, structure-aware seed locating: with s_i the ReLU cosine similarity of cell
+    i to all N cells and m_k the map of class k, cell i is a seed of
+    argmax_k <s_i, m_k> / (sum s_i + sum m_k - <s_i, m_k>). The paper weighs the background map by
+    alpha = 0.5; the authors' program weighs its fit, and so do we: background_scale.
 
     Args:
         cam: (B, K, H, W) in [0, 1], background first.
         features: (B, D, H, W), any scale.
-        valid: (B, K, H, W) 0/1 (or anything that broadcasts to it): class k is labelled and the cell is not padding.
+        valid: (B, K, H, W) 0/1 (or anything that broadcasts to it): class k is labelled and the
+            cell is not padding.
 
     Returns:
-        (B, K, H, W) 0/1, at most one class a cell; a cell won by an absent class stays empty. Carries no gradient.
-    """  # noqa: E501
+        (B, K, H, W) 0/1, at most one class a cell; a cell won by an absent class stays empty.
+        Carries no gradient.
+    """
     with without_tf32(), torch.autocast(cam.device.type, enabled=False):
         cells, maps = features.float().flatten(2), cam.float().flatten(2)
         scale = _inverse_norms(cells)  # positive, so it can wait for the ReLU and what follows
         sums = _sum_by_resemblance(torch.cat([maps * scale, scale], 1), cells) * scale
         inter, resemblance = sums.split([maps.shape[1], 1], 1)
         union = resemblance + maps.sum(2, keepdim=True) - inter
-        fit = inter / union.clamp_min(
-            EPSILON
-        )  # 0 / 0 where a cell without features meets a class without a map
+        # 0 / 0 where a cell without features meets a class without a map
+        fit = inter / union.clamp_min(EPSILON)
         fit[:, 0] *= background_scale
         seeds = torch.zeros_like(fit).scatter_(1, fit.argmax(1, keepdim=True), 1)
         return seeds.view_as(cam) * valid
 
 
 def pool_prototypes(seeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Average seed * feature over all H * W cells (SIPE section 3.2.2); the background has a prototype like any class.
+    """Average seed * feature over all H * W cells (SIPE section 3.2.2).
+
+    The background has a prototype like any class.
 
     Args:
         seeds: (B, K, H, W) 0/1.
         features: (B, D, H, W), the hierarchical feature.
 
     Returns:
-        (B, K, D); a class without a seed gets the zero vector. The mean is over all cells, not over the class's seeds: the
-        length of a prototype says how large its class is, and does not matter to `activate`.
-    """  # noqa: E501
+        (B, K, D); a class without a seed gets the zero vector. The mean is over all cells, not
+        over the class's seeds: the length of a prototype says how large its class is, and does
+        not matter to `activate`.
+    """
     with without_tf32(), torch.autocast(seeds.device.type, enabled=False):
         return torch.einsum("bkhw,bdhw->bkd", seeds.float(), features.float()) / seeds[0, 0].numel()
 

@@ -114,10 +114,11 @@ class SIPE(nn.Module):
     def forward(
         self, image: torch.Tensor, label: torch.Tensor, inside: torch.Tensor
     ) -> Localization:
-        """Training form: seeds by layer4's resemblance, every map masked by the label and by the crop's padding.
+        """Training form: seeds by layer4's resemblance; label and padding mask every map.
 
-        image (B, 3, H, W) normalised, 0 in the padding; label (B, K-1) 0/1; inside (B, H, W) 0/1, 0 in the padding.
-        """  # noqa: E501
+        image (B, 3, H, W) normalised, 0 in the padding; label (B, K-1) 0/1; inside (B, H, W) 0/1,
+        0 in the padding.
+        """
         logits, layer4, features = self.forward_features(image)
         valid = label_mask(label) * F.interpolate(
             inside[:, None].float(), logits.shape[2:], mode="nearest"
