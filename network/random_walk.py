@@ -126,20 +126,16 @@ def _pairs_along(path: CellPath, edge: torch.Tensor, beta: float) -> Pairs:
     return Pairs(window(source), window(path[0]), affinity)
 
 
-class Move(NamedTuple):
-    """A part of a step: `receiver` gets affinity * giver. Both are views of the step's buffers."""
-
-    receiver: torch.Tensor
-    affinity: torch.Tensor
-    giver: torch.Tensor
-
-
 class Step(NamedTuple):
-    """A step from the maps in one buffer to those in another."""
+    """A step from the maps in one buffer to those in another.
+
+    A move (receiver, affinity, giver) adds affinity * giver to the receiver; both are views of the
+    buffers. It is a plain tuple because a walk unpacks thousands: a named one takes 4 % longer.
+    """
 
     before: torch.Tensor
     after: torch.Tensor
-    moves: list[Move]
+    moves: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def _walk(start: torch.Tensor, pairs: list[Pairs], total: torch.Tensor, steps: int) -> torch.Tensor:
@@ -163,6 +159,6 @@ def _prepare_step(before: torch.Tensor, after: torch.Tensor, pairs: list[Pairs])
     """Slice the buffers once for all steps: both ways of every pair."""
     moves = []
     for source, target, affinity in pairs:
-        moves.append(Move(after[source], affinity, before[target]))
-        moves.append(Move(after[target], affinity, before[source]))
+        moves.append((after[source], affinity, before[target]))
+        moves.append((after[target], affinity, before[source]))
     return Step(before, after, moves)

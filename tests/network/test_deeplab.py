@@ -1,4 +1,4 @@
-"""DeepLab: its grid and its reach, what trains and what stays, and the probabilities of whole images."""
+"""DeepLab and the registry: grid and reach, what trains and what stays, what is built by name."""
 
 import math
 
@@ -10,20 +10,18 @@ from torchvision.models import get_model
 from network.deeplab import HEADS, NETWORKS, DeepLab, MultiRateClassifier, build_network
 
 SIZE = (33, 47)
-RESNETS = [name for name in NETWORKS if "resnet38" not in name]
+RESNETS = [name for name, spec in NETWORKS.items() if spec.head in HEADS]
 
 
-def built(network: str) -> DeepLab:
-    """A network whose logits are of ordinary size, although its backbone's statistics fit no data."""
+def build_scaled(network: str) -> DeepLab:
+    """A network whose logits are of ordinary size, although its statistics fit no data."""
     torch.manual_seed(0)
     model = DeepLab(network, 5).eval()
+    last_layers = [model.classifier[-1]] if "v3" in network else model.classifier.branches
     with torch.no_grad():
-        last = (
-            model.classifier.branches if network.startswith("deeplabv2") else [model.classifier[-1]]
-        )
-        spread = model(torch.randn(2, 3, *SIZE)).std()
-        for layer in last:
-            layer.weight /= spread
+        scale = model(torch.randn(2, 3, *SIZE)).std()
+        for layer in last_layers:
+            layer.weight /= scale
     return model
 
 
@@ -34,12 +32,12 @@ def seeded():
 
 @pytest.fixture(scope="module")
 def deeplabv2():
-    return built("deeplabv2_resnet50")
+    return build_scaled("deeplabv2_resnet50")
 
 
 @pytest.fixture(scope="module")
 def deeplabv3():
-    return built("deeplabv3_resnet50")
+    return build_scaled("deeplabv3_resnet50")
 
 
 @pytest.fixture(params=HEADS)
@@ -47,47 +45,65 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-def sketch(*arguments) -> DeepLab:
+def without_values(*arguments) -> DeepLab:
     """A network of shapes alone."""
     with torch.device("meta"):
         return DeepLab(*arguments)
 
 
-def norms_of(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def norms_of(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
 
 
 @pytest.mark.parametrize("network", RESNETS)
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_logits_have_the_output_stride_whatever_the_size(network, output_stride):
-    model = sketch(network, 7, output_stride).eval()
+    model = without_values(network, 7, output_stride).eval()
     for height, width in ((33, 47), (64, 80), (65, 31), (9, 9)):
-        grid = math.ceil(height / output_stride), math.ceil(width / output_stride)
-        assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 7, *grid)
+        image = torch.empty(2, 3, height, width, device="meta")
+        grid = (math.ceil(height / output_stride), math.ceil(width / output_stride))
+        assert model(image).shape == (2, 7, *grid)
+
+
+@pytest.mark.parametrize(("output_stride", "expected"), [(8, [1, 2, 4]), (16, [1, 1, 2])])
+@pytest.mark.parametrize("head", HEADS)
+def test_dilation_of_the_backbone_follows_the_output_stride(head, output_stride, expected):
+    backbone = without_values(f"{head}_resnet50", 5, output_stride).backbone
+    layers = (backbone.layer2, backbone.layer3, backbone.layer4)
+    dilations = [layer[-1].conv2.dilation[0] for layer in layers]
+    assert dilations == expected
 
 
 @pytest.mark.parametrize(
-    ("output_stride", "in_layers", "in_v2", "in_v3"),
-    [(8, [1, 2, 4], [6, 12, 18, 24], [12, 24, 36]), (16, [1, 1, 2], [3, 6, 9, 12], [6, 12, 18])],
+    ("head", "output_stride", "rates"),
+    [
+        ("deeplabv2", 8, [6, 12, 18, 24]),
+        ("deeplabv2", 16, [3, 6, 9, 12]),
+        ("deeplabv3", 8, [12, 24, 36]),
+        ("deeplabv3", 16, [6, 12, 18]),
+    ],
 )
-def test_dilation_follows_the_output_stride(output_stride, in_layers, in_v2, in_v3):
-    deeplabv2, deeplabv3 = (sketch(f"{head}_resnet50", 5, output_stride) for head in HEADS)
-    for model in (deeplabv2, deeplabv3):
-        layers = [model.backbone.layer2, model.backbone.layer3, model.backbone.layer4]
-        assert [layer[-1].conv2.dilation[0] for layer in layers] == in_layers
-    branches = [
-        *deeplabv2.classifier.branches,
-        *(branch[0] for branch in deeplabv3.classifier[0].convs[1:4]),
-    ]
-    assert [branch.dilation for branch in branches] == [(rate, rate) for rate in in_v2 + in_v3]
-    assert all(branch.padding == branch.dilation for branch in branches)
+def test_dilation_of_the_head_follows_the_output_stride(head, output_stride, rates):
+    classifier = without_values(f"{head}_resnet50", 5, output_stride).classifier
+    if head == "deeplabv2":
+        convs = list(classifier.branches)
+    else:
+        convs = [branch[0] for branch in classifier[0].convs[1:4]]
+    assert [conv.dilation for conv in convs] == [(rate, rate) for rate in rates]
+    assert all(conv.padding == conv.dilation for conv in convs)
 
 
 def test_the_classifier_is_the_sum_of_its_branches_by_hand():
     classifier = MultiRateClassifier(1, 1, (1, 2))
-    for branch, weight, bias in zip(classifier.branches, (1, 10), (0.5, 0.25)):
-        nn.init.constant_(branch.weight, weight)
-        nn.init.constant_(branch.bias, bias)
+    near, far = classifier.branches
+    nn.init.constant_(near.weight, 1)
+    nn.init.constant_(near.bias, 0.5)
+    nn.init.constant_(far.weight, 10)
+    nn.init.constant_(far.bias, 0.25)
     feature = torch.zeros(1, 1, 5, 5)
     feature[..., 2, 2] = 1
     expected = [
@@ -103,27 +119,21 @@ def test_the_classifier_is_the_sum_of_its_branches_by_hand():
 @pytest.mark.parametrize("network", RESNETS)
 def test_the_backbones_tensors_are_torchvisions_without_its_head(network):
     with torch.device("meta"):
-        theirs = get_model(network.split("_")[1], weights=None).state_dict()
-    ours = sketch(network, 5).backbone.state_dict()
-    assert ours.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
-    assert all(value.shape == theirs[name].shape for name, value in ours.items())
+        expected = shapes_of(get_model(network.split("_")[1], weights=None))
+    del expected["fc.weight"], expected["fc.bias"]
+    assert shapes_of(without_values(network, 5).backbone) == expected
 
 
 def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
     before = {name: value.clone() for name, value in model.named_buffers()}
-    assert (
-        model.train() is model
-        and model.training
-        and model.backbone.training
-        and model.classifier.training
-    )
+    assert model.train() is model
+    assert model.training and model.backbone.training and model.classifier.training
     assert not any(norm.training for norm in norms_of(model.backbone))
     assert all(norm.training for norm in norms_of(model.classifier))
     with torch.no_grad():
         model(torch.randn(2, 3, *SIZE))
-    changed = {
-        name for name, value in model.named_buffers() if not torch.equal(value, before[name])
-    }
+    buffers = model.named_buffers()
+    changed = {name for name, value in buffers if not torch.equal(value, before[name])}
     model.load_state_dict(before, strict=False)
     assert changed == {name for name in before if name.startswith("classifier.")}
     assert len(changed) == 3 * len(norms_of(model.classifier))
@@ -132,41 +142,41 @@ def test_the_backbone_keeps_its_statistics_and_the_head_learns_its_own(model):
 
 def test_every_parameter_trains(model):
     model.train()(torch.randn(2, 3, *SIZE)).square().sum().backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     model.eval()
-    assert [name for name, gradient in gradients.items() if gradient is None] == []
-    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all() and gradient.any(), name
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("network", RESNETS)
-def test_a_network_is_the_one_that_its_arguments_tell_of(network, output_stride):
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_network_is_built_by_its_name(name, output_stride):
     with torch.device("meta"):
-        model = build_network(network, 7, output_stride)
-    expected = sketch(network, 7, output_stride).state_dict()
-    assert {name: value.shape for name, value in model.state_dict().items()} == {
-        name: value.shape for name, value in expected.items()
-    }
+        model = build_network(name, 7, output_stride).eval()
+        image = torch.empty(1, 3, 64, 64)
+    assert shapes_of(model) == shapes_of(without_values(name, 7, output_stride))
     side = 64 // output_stride
-    assert model.eval()(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 7, side, side)
+    assert model(image).shape == (1, 7, side, side)
+
+
+def test_a_name_is_that_of_head_and_backbone():
+    for name, spec in NETWORKS.items():
+        assert name == spec.name == f"{spec.head}_{spec.backbone}"
 
 
 @pytest.mark.parametrize(
-    ("name", "output_stride"),
-    [
-        ("deeplabv4_resnet50", 8),
-        ("resnet50", 8),
-        ("", 8),
-        (None, 8),
-        ([RESNETS[0]], 8),
-        (RESNETS[0], 4),
-        (RESNETS[0], "8"),
-        (RESNETS[0], None),
-        (RESNETS[0], 16.0),
-        (RESNETS[0], torch.tensor([8, 8])),
-    ],
+    "name",
+    ["deeplabv4_resnet50", "resnet50", "", None, [RESNETS[0]]],
+    ids=str,
 )
-def test_other_names_and_strides_are_refused(name, output_stride):
-    with pytest.raises(ValueError, match="network|output stride"):
-        build_network(name, 7, output_stride)
+def test_other_networks_are_refused(name):
+    with pytest.raises(ValueError, match="network"):
+        build_network(name, 7)
+
+
+@pytest.mark.parametrize("output_stride", [4, "8", None, 16.0, torch.tensor([8, 8])], ids=str)
+def test_other_output_strides_are_refused(output_stride):
+    with pytest.raises(ValueError, match="output stride"):
+        build_network(RESNETS[0], 7, output_stride)
