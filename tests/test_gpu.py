@@ -1,4 +1,7 @@
-"""The stages on a GPU, each as a process of its own. The reference numbers run there by the fixture `device`."""
+"""The stages on a GPU, each as a process of its own.
+
+The fixture `device` also brings the tests of the reference numbers to the GPU.
+"""
 
 import os
 import shutil
@@ -26,15 +29,15 @@ MODES = {
 @pytest.fixture(params=MODES)
 def flags(request, device) -> list[str]:
     """The flags of a device and a precision, without those that a stage does not have."""
+    mode = MODES[request.param]
+    amp = mode[-1] if "--amp" in mode else "off"
     try:
-        check_precision(
-            MODES[request.param][-1] if "--amp" in MODES[request.param] else "off", device
-        )
+        check_precision(amp, device)
     except InputError as error:
         pytest.skip(str(error))
     if request.param == "compiled" and device.type == "cpu":
         pytest.skip("a C++ compiler is not needed for anything else")
-    return ["--device", device.type, *MODES[request.param]]
+    return ["--device", device.type, *mode]
 
 
 def run_process(*command: object, **environment: str) -> None:
@@ -53,10 +56,10 @@ def test_every_stage_runs_and_a_second_run_writes_nothing(
         if "--device" not in stage.flags or (flags[-1] == "--compile" and not stage.is_training):
             continue
         for path in stage.needs:
-            if not (run_dir / path).exists():
-                (shutil.copytree if (chain / path).is_dir() else shutil.copy)(
-                    chain / path, run_dir / path
-                )
+            if (run_dir / path).exists():
+                continue
+            copy = shutil.copytree if (chain / path).is_dir() else shutil.copy
+            copy(chain / path, run_dir / path)
         command = [
             stage.script.__file__,
             *stage_flags(name, fixed_voc, run_dir, tiny_backbone),
@@ -99,10 +102,9 @@ def assert_same_weights(run_dir: Path, *names: str) -> None:
     """Within rounding: a GPU adds in any order."""
     whole, *others = (weights_of(run_dir / name / "ckpt/seg.pth") for name in names)
     for other in others:
-        assert all(
-            (value - other[name]).abs().max() <= 1e-3 * value.abs().max() + 1e-6
-            for name, value in whole.items()
-        )
+        for name, value in whole.items():
+            most = 1e-3 * value.abs().max() + 1e-6
+            assert (value - other[name]).abs().max() <= most
 
 
 def test_a_killed_training_ends_like_a_whole_one(train_seg, run_dir):
@@ -137,13 +139,16 @@ def test_two_processes_of_torchrun_train_what_one_does(train_seg, run_dir, devic
 def test_a_step_of_the_segmentation_network_is_that_of_the_cpu(network, device):
     torch.manual_seed(0)
     model = deeplab.build_network(network, 5, output_stride=16).eval()
-    image, label = torch.randn(2, 3, 65, 81), torch.randint(0, 5, (2, 65, 81), dtype=torch.uint8)
-    found = []
+    image = torch.randn(2, 3, 65, 81)
+    target = torch.randint(0, 5, (2, 65, 81), dtype=torch.uint8)
+    steps = []
     for place in (torch.device("cpu"), device):
-        total, count = losses.segmentation_loss(
-            model.to(place)(image.to(place)), label.to(place), torch.ones(5, device=place)
-        )
+        logits = model.to(place)(image.to(place))
+        weight = torch.ones(5, device=place)
+        total, count = losses.segmentation_loss(logits, target.to(place), weight)
         model.zero_grad()
         (total / count).backward()
-        found.append([total.item(), *(p.grad.norm().item() for p in model.parameters())])
-    assert found[1] == pytest.approx(found[0], rel=1e-2)
+        norms = [parameter.grad.norm().item() for parameter in model.parameters()]
+        steps.append([total.item(), *norms])
+    on_cpu, on_device = steps
+    assert on_device == pytest.approx(on_cpu, rel=1e-2)

@@ -1,4 +1,7 @@
-"""A person's own images through the chain: names as people give them, tables as spreadsheets write them."""
+"""A person's own images through the chain.
+
+Names are as people give them, tables as spreadsheets write them.
+"""
 
 import shutil
 import unicodedata
@@ -52,47 +55,55 @@ TRAIN = [
     "--device",
     "cpu",
     "--batch_size",
-    6,
+    "6",
     "--crop_size",
-    32,
+    "32",
     "--resize_long",
-    32,
-    48,
+    "32",
+    "48",
     "--max_epochs",
-    1,
+    "1",
 ]
-MAP = ["--device", "cpu", "--scales", 0.5]
+MAP = ["--device", "cpu", "--scales", "0.5"]
 SEGMENT = [
     "--network",
     "deeplabv2_resnet50",
     "--output_stride",
-    16,
+    "16",
     "--crop_size",
-    32,
+    "32",
     "--max_epochs",
-    1,
+    "1",
     "--lr",
-    1e-6,
+    "1e-6",
 ]
+
+
+def class_ids_of(number: int) -> list[int]:
+    """The classes of an image by its number: one, or two in every second image."""
+    first = number % 3 + 1
+    second = (number + 1) % 3 + 1
+    return [first, second] if number % 2 else [first]
 
 
 def draw(root: Path) -> Path:
     """Tiny images of one or two coloured boxes, their tags, and masks of all but one."""
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
-    rng, rows = np.random.default_rng(0), ["name,classes"]
-    for i, (name, (file, written)) in enumerate(NAMED.items()):
-        image, mask = (
-            rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
-            np.zeros((HEIGHT, WIDTH), np.uint8),
-        )
-        shown = {i % 3 + 1: slice(4, 28)} | ({(i + 1) % 3 + 1: slice(36, 60)} if i % 2 else {})
-        for class_id, columns in shown.items():
-            image[10:40, columns], mask[10:40, columns] = COLOURS[class_id - 1], class_id
+    rng = np.random.default_rng(0)
+    rows = ["name,classes"]
+    for number, (name, (file, written)) in enumerate(NAMED.items()):
+        image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        tags = []
+        for class_id, left in zip(class_ids_of(number), (4, 36)):
+            image[10:40, left : left + 24] = COLOURS[class_id - 1]
+            mask[10:40, left : left + 24] = class_id
+            tags.append(CLASSES[class_id - 1])
         Image.fromarray(image).save(root / "images" / file)
         if name != UNMASKED:
             Image.fromarray(mask).save(root / f"masks/{Path(file).stem}.png")
-        rows.append(f"{written},{';'.join(CLASSES[class_id - 1] for class_id in shown)};")
+        rows.append(f"{written},{';'.join(tags)};")
     (root / "tags.csv").write_bytes("\r\n".join([*rows, ",,", ""]).encode("utf-8-sig"))
     (root / "classes.txt").write_bytes("\r\n".join(CLASSES).encode("utf-8-sig"))
     return root
@@ -106,10 +117,12 @@ def flags_of(root: Path, run_dir: Path) -> list:
 def chain(
     tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
-    """All stages but IRN's, one after the other: the data, the run directory and what was printed."""
+    """All stages but IRN's in a row: the data, the run directory and what was printed."""
     folder = tmp_path_factory.mktemp("own")
-    root, run_dir = draw(folder / "my data"), folder / "my run"
-    before, common = times_below(root), flags_of(root, run_dir)
+    root = draw(folder / "my data")
+    run_dir = folder / "my run"
+    before = times_below(root)
+    common = flags_of(root, run_dir)
     training = [*common, *TRAIN, "--weights", tiny_backbone]
     call(train.main, *training)
     call(make_cam.main, *common, *MAP)
@@ -118,14 +131,8 @@ def chain(
         label_dir = run_dir / f"seg_{refine}"
         call(make_seg_labels.main, *common, "--refine", refine, "--label_dir", label_dir)
         printed[refine] = call(eval_seg.main, *common, "--label_dir", label_dir)
-    learning = [
-        "--label_dir",
-        run_dir / "seg_crf",
-        "--weights",
-        tiny_backbone,
-        "--batch_size",
-        len(NAMED),
-    ]
+    learning = ["--label_dir", run_dir / "seg_crf", "--weights", tiny_backbone]
+    learning += ["--batch_size", len(NAMED)]
     printed["train_seg"] = call(train_seg.main, *common, "--device", "cpu", *SEGMENT, *learning)
     printed["infer_seg"] = call(infer_seg.main, *common, *MAP)
     printed["pred"] = call(eval_seg.main, *common, "--label_dir", run_dir / "seg_pred")
@@ -138,21 +145,20 @@ def chain(
 
 class TestChain:
     def test_every_image_has_one_cam_file_under_its_name(self, chain):
-        assert files_below(chain.run_dir / "cam") == {
-            "settings.json",
-            *(f"{name}.npz" for name in NAMED),
-        }
+        expected = {f"{name}.npz" for name in NAMED}
+        assert files_below(chain.run_dir / "cam") == {"settings.json", *expected}
 
     def test_a_cam_file_holds_the_tagged_classes_at_the_size_of_the_image(self, chain):
-        for i, name in enumerate(NAMED):
+        for number, name in enumerate(NAMED):
             maps = cam_file.load(cam_file.path_of(chain.run_dir, name))
-            assert set(maps.keys) == {0, i % 3 + 1} | ({(i + 1) % 3 + 1} if i % 2 else set())
+            assert set(maps.keys) == {0, *class_ids_of(number)}
             assert maps.size == (HEIGHT, WIDTH)
 
     @pytest.mark.parametrize("refine", ["none", "crf"])
     def test_every_image_has_one_label_under_its_name(self, chain, refine):
         folder = chain.run_dir / f"seg_{refine}"
-        assert files_below(folder) == {"settings.json", *(f"{name}.png" for name in NAMED)}
+        expected = {f"{name}.png" for name in NAMED}
+        assert files_below(folder) == {"settings.json", *expected}
         for name in NAMED:
             with Image.open(folder / f"{name}.png") as label:
                 assert (label.mode, label.size) == ("P", (WIDTH, HEIGHT))
@@ -166,33 +172,21 @@ class TestChain:
         self, chain
     ):
         assert f"{len(NAMED)} images, {len(CLASSES)} classes" in chain.printed["train_seg"]
-        assert files_below(chain.run_dir / "seg_pred") == {
-            "settings.json",
-            *(f"{name}.png" for name in NAMED if name != UNMASKED),
-        }
+        expected = {f"{name}.png" for name in NAMED if name != UNMASKED}
+        assert files_below(chain.run_dir / "seg_pred") == {"settings.json", *expected}
 
     def test_images_that_are_tagged_need_no_mask_to_be_segmented(self, chain, tmp_path):
         """And predict.py finds the very same images in their folder."""
         ckpt = ["--ckpt", chain.run_dir / "ckpt/seg.pth", "--num_workers", 0]
-        call(
-            infer_seg.main,
-            *chain.common,
-            *MAP,
-            *ckpt,
-            "--list",
-            "tagged",
-            "--label_dir",
-            tmp_path / "tagged",
-        )
-        call(
-            predict.main, chain.root / "images", "--output_dir", tmp_path / "predicted", *MAP, *ckpt
-        )
-        assert files_below(tmp_path / "tagged") == {
-            "settings.json",
-            *(f"{name}.png" for name in NAMED),
-        }
-        results = {f"{name}{ending}" for name in NAMED for ending in (".png", "_overlay.jpg")}
-        assert files_below(tmp_path / "predicted") == results | {"settings.json"}
+        tagged = tmp_path / "tagged"
+        predicted = tmp_path / "predicted"
+        listed = ["--list", "tagged", "--label_dir", tagged]
+        call(infer_seg.main, *chain.common, *MAP, *ckpt, *listed)
+        call(predict.main, chain.root / "images", "--output_dir", predicted, *MAP, *ckpt)
+        masks = {f"{name}.png" for name in NAMED}
+        overlays = {f"{name}_overlay.jpg" for name in NAMED}
+        assert files_below(tagged) == {"settings.json", *masks}
+        assert files_below(predicted) == {"settings.json", *masks, *overlays}
 
     @pytest.mark.parametrize("name", [name for name in NAMED if name != UNMASKED])
     def test_each_name_alone_in_a_list_is_scored_and_shown(self, chain, name, tmp_path):
@@ -200,9 +194,8 @@ class TestChain:
         listed = tmp_path / "one.txt"
         listed.write_text(f"{name}\n", encoding="utf-8")
         shutil.copytree(chain.run_dir / "cam", tmp_path / "run/cam")
-        assert "1 images" in call(
-            eval_cam.main, *flags_of(chain.root, tmp_path / "run"), "--list", listed
-        )
+        flags = flags_of(chain.root, tmp_path / "run")
+        assert "1 images" in call(eval_cam.main, *flags, "--list", listed)
 
 
 @pytest.mark.parametrize("script", [eval_cam, eval_seg], ids=lambda script: script.__name__)
