@@ -101,7 +101,7 @@ def test_without_timm_there_is_one_line(monkeypatch):
 class TestWeights:
     """What `exchange.weights.load_pretrained` does for a network of timm."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def model(self):
         return TimmMaps("test_convnext")
 
