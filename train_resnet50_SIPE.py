@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.datasets import MultiscaleImages, TrainingCrops
+from data.datasets import MultiscaleImages, TrainingCrops, inference_loader
 from data.images import read_mask, to_stored_frame
 from data.registry import Dataset, Samples, open_dataset
 from data.transforms import Scaling, normalize
@@ -109,6 +109,8 @@ def train(
     )
     if trainer.is_finished(job, context):
         return
+    if not args.resume and context.is_main:
+        class_prototypes.delete_beside(job.files.final)
     validation = read_validation(args, dataset)
     torch.manual_seed(args.seed)
     model = build_model(args, dataset.num_classes, context)
@@ -182,7 +184,7 @@ def validate(
     model.eval()
     samples = context.shard(data.samples)
     images = MultiscaleImages(samples, context.shard(data.tags), Scaling((1.0,)))
-    loader = inference.image_loader(images, num_workers, context)
+    loader = inference_loader(images, num_workers, pin_memory=context.is_cuda)
     matrix = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)
     bar = tqdm(loader, desc="validation", leave=False, disable=not context.is_main)
     for item in bar:
@@ -200,7 +202,7 @@ def validate(
 def add_class_prototypes(
     args: argparse.Namespace, context: Context, dataset: Dataset, data: TaggedSamples
 ) -> None:
-    """Write the class prototypes that a recipe adds to the final checkpoint, unless they are there.
+    """Write the recipe's class prototypes beside the final checkpoint, unless they are there.
 
     Raises InputError if the run has another recipe already.
     """

@@ -148,6 +148,6 @@ def _blocks(names: Iterable[str]) -> set[str]:
     blocks = set()
     for name in names:
         if str(name).startswith("layer"):
-            layer, block = str(name).split(".")[:2]
-            blocks.add(f"{layer}.{block}")
+            layer_and_block = str(name).split(".")[:2]
+            blocks.add(".".join(layer_and_block))
     return blocks

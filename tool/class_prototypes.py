@@ -132,8 +132,15 @@ def save(ckpt: Path, prototypes: torch.Tensor, recipe: str, class_names: tuple[s
     checkpoint.save(path_beside(ckpt), content)
 
 
+def delete_beside(ckpt: Path) -> None:
+    """Delete the class prototypes of a checkpoint that is trained anew."""
+    path_beside(ckpt).unlink(missing_ok=True)
+
+
 def read_beside(ckpt: Path) -> dict[str, Any]:
-    """The file that belongs to a checkpoint; empty if there is none, or an older training's.
+    """The class prototypes that belong to a checkpoint.
+
+    Empty if the file is missing or belongs to another checkpoint.
 
     Raises InputError for a damaged file.
     """

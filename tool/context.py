@@ -141,19 +141,33 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
-        if name != "cuda" and world_size() > 1:
-            raise InputError(
-                f"--device {name}: {world_size()} processes would share this GPU;"
-                " use --device cuda, which gives each process one of its own"
-            )
-        count = torch.cuda.device_count()
-        if not 0 <= device.index < count:  # cuda:1000 wraps below 0
-            raise InputError(
-                f"--device {name}: this machine has {count} CUDA devices;"
-                " use --device cpu or another number"
-            )
+        check_gpu(name, local_rank)
         torch.cuda.set_device(device)
     return device
+
+
+def check_gpu(name: str, local_rank: int) -> None:
+    """Raise InputError if this process cannot have the GPU that cuda or cuda:N names."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    count = torch.cuda.device_count()
+    if name == "cuda":
+        if local_rank >= count:
+            raise InputError(
+                f"--device cuda: this machine has {count} CUDA devices for {processes} processes;"
+                " start one process for each, or use --device cpu"
+            )
+        return
+    if processes > 1:
+        raise InputError(
+            f"--device {name}: {processes} processes would share this GPU;"
+            " use --device cuda, which gives each process one of its own"
+        )
+    number = int(name.removeprefix("cuda:"))  # torch.device wraps large numbers
+    if not 0 <= number < count:
+        raise InputError(
+            f"--device {name}: this machine has {count} CUDA devices;"
+            " use --device cpu or another number"
+        )
 
 
 def has_usable_gpu() -> bool:

@@ -310,9 +310,13 @@ def to_device(model: nn.Module, context: Context) -> nn.Module:
 
 
 def image_loader(images: MultiscaleImages, num_workers: int, context: Context) -> DataLoader:
-    """Load images one at a time. Raises InputError if shared memory is too small for them."""
+    """Load images one at a time, in order.
+
+    Raises InputError if shared memory is too small for images of 640x480.
+    """
     pixels = USUAL_PIXELS * sum(scale**2 for scale in images.scaling.scales)
     check_shared_memory(num_workers, round(3 * pixels))
+    context.barrier()  # every process has checked before the workers of one fill it
     return inference_loader(images, num_workers, pin_memory=context.is_cuda)
 
 
@@ -406,7 +410,7 @@ def segment_all(
     num_workers: int,
     results: Results,
 ) -> Iterator[SegmentedImage]:
-    """`maps_of` every image on disk that can be read, at working size, under a progress bar."""
+    """Yield what `maps_of` finds in each image that can be read, at its working size."""
     loader = image_loader(images, num_workers, model.context)
     bar = tqdm(loader, "masks", unit="image", disable=not results.context.is_main)
     for item in results.readable(bar):

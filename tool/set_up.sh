@@ -67,15 +67,20 @@ def numbers(text):
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-assert sys.version_info >= (3, 10)
+def require(condition):  # assert would do nothing under PYTHONOPTIMIZE
+    if not condition:
+        sys.exit(1)
+
+
+require(sys.version_info >= (3, 10))
 for file in sys.argv[1:]:
     for name, operator, wanted in re.findall(r"^([\w-]+)([>=]=)([\d.]+)", open(file).read(), re.M):
         have = numbers(version(name))
         want = numbers(wanted)
         if operator == ">=":
-            assert have >= want
+            require(have >= want)
         else:
-            assert have[: len(want)] == want
+            require(have[: len(want)] == want)
 PY
 }
 

@@ -299,6 +299,7 @@ class Trainer:
         context = self.context
         check_images(crops.samples, options.num_workers, context)
         self._check_shared_memory()
+        context.barrier()  # every process has checked before the workers of one fill it
         plan = BatchPlan(self.job.num_samples, options.batch_size, options.max_epochs, options.seed)
         sampler = ResumableBatches(plan, self.start, context.rank, context.world_size)
         loader = training_loader(crops, sampler, options.num_workers, pin_memory=context.is_cuda)

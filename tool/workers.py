@@ -35,7 +35,10 @@ def available_cores() -> int:
 
 
 def container_quota() -> float | None:
-    """How many cores the control groups of this process grant; None without a limit."""
+    """How many cores the container of this process grants; None without a limit.
+
+    Of version 1 of control groups, only the outermost group that the container shows is read.
+    """
     quotas = [*_version_2_quotas(), *_version_1_quotas()]
     return min(quotas, default=None)
 
