@@ -28,7 +28,7 @@ def gpus(monkeypatch, tmp_path):
     chosen: list[torch.device] = []
     monkeypatch.setattr(context, "DRIVER", tmp_path / "no driver")
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def set_count(count: int) -> list[torch.device]:
@@ -71,6 +71,7 @@ def test_the_second_process_takes_its_own_device_or_the_one_that_is_named(
         (0, "mps"),
         (0, "meta"),
         (2, "cuda:2"),
+        (2, "cuda:256"),
         (2, "cuda:1000"),
     ],
 )
@@ -81,9 +82,23 @@ def test_a_device_that_is_not_there_is_refused(gpus, count, name):
     assert chosen == []
 
 
+def test_more_processes_than_gpus_are_refused(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="^--device cuda: this machine has 2 CUDA devices for 4"):
+        choose_device("cuda", local_rank=2)
+
+
+def test_one_gpu_on_each_of_two_machines_may_be_named(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
 def test_one_gpu_for_several_processes_is_refused(gpus, monkeypatch):
     gpus(4)
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert choose_device("cuda", local_rank=3) == torch.device("cuda:3")
     with pytest.raises(InputError, match=r"^--device cuda:1: 4 processes would share"):
         choose_device("cuda:1", local_rank=3)
