@@ -183,6 +183,12 @@ SOURCES = {
         tags={"a": "cat"},
         mask=COCO_MASK,
     ),
+    "coco, images elsewhere": Source(
+        files={"x.json": coco_json()},
+        images=["photos/a.png"],
+        tags={"a": "cat"},
+        mask=COCO_MASK,
+    ),
     "boxes": Source(
         files={"obj.names": "cat\na dog\n", "a.txt": "1 .5 .5 .2 .2\n0 .5 .5 1 1\n"},
         images=["a.png", "b.png"],
