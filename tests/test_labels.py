@@ -100,7 +100,8 @@ class TestTraining:
     def test_other_labels_are_another_training(self, chain, fixed_voc, tiny_backbone, run_dir):
         shutil.copytree(chain / "ir_label", run_dir / "ir_label")
         shutil.copytree(chain / "ckpt", run_dir / "ckpt")
-        shutil.copy(run_dir / f"ir_label/{NAMES[0]}.png", run_dir / f"ir_label/{NAMES[2]}.png")
+        labels = run_dir / "ir_label"
+        shutil.copy(labels / f"{NAMES[0]}.png", labels / f"{NAMES[2]}.png")
         with pytest.raises(InputError, match=r"irn\.pth"):
             run_stage("train_irn", fixed_voc, run_dir, tiny_backbone)
 
@@ -165,7 +166,10 @@ class TestPseudoLabels:
             )
 
     def test_irn_walks_on_its_grid(self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch):
-        """Maps at a quarter of the size, to the power 1.5, two steps of the walk, four times as large again, divided by their maximum."""
+        """Maps at a quarter of the size, to the power 1.5, walk two steps.
+
+        Then they are four times as large again, and divided by their maximum.
+        """
         edge = torch.rand(1, 12, 16, generator=torch.Generator().manual_seed(0)) / 2
         monkeypatch.setattr(IRN, "find_edges", lambda model, image, crop_size: edge)
         shutil.copytree(chain / "cam", run_dir / "cam")
@@ -186,7 +190,10 @@ class TestPseudoLabels:
     def test_the_authors_irn_loads_as_it_is(
         self, chain, fixed_voc, tiny_backbone, run_dir, monkeypatch
     ):
-        """A plain state dict with what else their program keeps in it; it was trained at 512, to which images are padded."""
+        """A plain state dict with what else their program keeps in it.
+
+        It was trained at 512, to which images are padded.
+        """
         tensors = weights_of(chain / "ckpt/irn.pth")
         draw_maps(fixed_voc, run_dir)
         torch.save(
@@ -302,7 +309,9 @@ class TestEvaluation:
         )
         content = json.loads((tmp_path / "run/eval_labels.json").read_text())
         assert (content["miou"], content["pixel_accuracy"], content["unlabelled"]) == (100, 100, 0)
-        assert np.sum(content["confusion"]) == 6 * SIZE[0] * SIZE[1] - 10 * SIZE[1]
+        height, width = SIZE
+        known_pixels = 6 * height * width - 10 * width
+        assert np.sum(content["confusion"]) == known_pixels
 
     @pytest.mark.parametrize("spoil", ["gone", "size", "class", "colour", "folder", "all 255"])
     def test_labels_that_cannot_be_scored_are_named(self, spoil, fixed_voc, tmp_path):

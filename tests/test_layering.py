@@ -41,7 +41,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(nodes: ast.AST) -> set[str]:
-    """The first part of every module that the code imports anywhere in it, relative imports left out."""
+    """The first part of every module that the code imports; relative imports are left out."""
     found = set()
     for node in ast.walk(nodes):
         if isinstance(node, ast.Import):

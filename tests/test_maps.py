@@ -158,7 +158,7 @@ class TestBackbones:
 
     @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
     def test_a_network_of_timm_goes_from_tags_to_masks(self, name, fixed_voc, run_dir):
-        """A stopped run ends with the same weights, and later stages read the backbone's name from the checkpoint."""
+        """A stopped run ends with the same weights; later stages read the backbone's name."""
         pytest.importorskip("timm", reason="timm is not installed")
         flags = [*self.FLAGS, "--backbone", f"timm:{name}"]
         run_stage("train_sipe", fixed_voc, run_dir, Path(), *flags)
@@ -235,16 +235,12 @@ class TestLocalization:
             load_network(checkpoints["ours"], dataset.class_names).network.eval(),
             Context(torch.device("cpu")),
         )
-        batches = list(
-            batches_by_size(
-                list(MultiscaleImages(samples, dataset.tags(samples), Scaling(scales))), 4
-            )
-        )
-        assert sorted([item.index for item in batch] for batch in batches) == [
-            [0, 1, 2],
-            [3, 5],
-            [4],
-        ]
+        items = list(MultiscaleImages(samples, dataset.tags(samples), Scaling(scales)))
+        batches = list(batches_by_size(items, 4))
+        indices = []
+        for batch in batches:
+            indices.append([item.index for item in batch])
+        assert sorted(indices) == [[0, 1, 2], [3, 5], [4]]
         for batch in batches:
             for item, found in zip(batch, multiscale_cams(model, batch, context)):
                 keys, maps = found.class_ids, found.by_kind
@@ -255,13 +251,9 @@ class TestLocalization:
                     and keys.tolist() == present_classes(item.tags).tolist()
                 )
                 for kind in cam_file.KINDS:
-                    sizes = [
-                        tuple(-(-round(scale * side) // 16) for side in item.size)
-                        for scale in scales
-                    ]
-                    assert [tuple(grid.shape) for grid in maps[kind]] == [
-                        (len(keys), *size) for size in sizes
-                    ]
+                    for scale, grid in zip(scales, maps[kind], strict=True):
+                        height, width = (-(-round(scale * side) // 16) for side in item.size)
+                        assert grid.shape == (len(keys), height, width)
                     for grid, own_grid in zip(maps[kind], own_maps[kind]):
                         torch.testing.assert_close(grid, own_grid, atol=1e-6, rtol=0)
 
@@ -410,11 +402,11 @@ class TestEvaluation:
         assert [int(threshold) for threshold in sweep] == list(range(5, 65, 5))
         hits = []
         for name in NAMES:
-            maps, truth = (
-                cam_file.load(cam_file.path_of(chain / "maps", name)),
-                Image.open(fixed_voc / f"SegmentationClass/{name}.png"),
-            )
-            label = np.where(maps.cam[1:].max(0) > 0.4, maps.keys[1:][maps.cam[1:].argmax(0)], 0)
+            maps = cam_file.load(cam_file.path_of(chain / "maps", name))
+            truth = Image.open(fixed_voc / f"SegmentationClass/{name}.png")
+            classes = maps.cam[1:]
+            strongest = maps.keys[1:][classes.argmax(0)]
+            label = np.where(classes.max(0) > 0.4, strongest, 0)
             hits.append((np.asarray(truth), label))
         truth, label = (np.stack(parts) for parts in zip(*hits))
         ious = [

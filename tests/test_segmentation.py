@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import (
     NAMES,
     SIZE,
@@ -43,10 +44,12 @@ from tool.context import Context
 from tool.inference import load_network
 from tool.outputs import read_json
 
+TWIN = f"other/{NAMES[0]}.jpg"  # of the same name as another image
+
 
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
-    """From now on, the size of the last image that the network is given, and the working size that it is asked for."""
+    """From now on, the size of the last image of each call, and the working size asked for."""
     sizes, real = [], inference.multiscale_probability
 
     def spy(model, item, context):
@@ -100,7 +103,10 @@ class TestTraining:
     def test_deeplab_v3_with_dropout_ends_with_the_same_weights_when_it_is_stopped(
         self, chain, fixed_voc, tiny_backbone, run_dir
     ):
-        """With another number of workers, too; its head learns BatchNorm's statistics, and its masks can be made."""
+        """With another number of workers, too.
+
+        Its head learns BatchNorm's statistics, and its masks can be made.
+        """
         flags = [
             "--network",
             "deeplabv3_resnet50",
@@ -223,7 +229,7 @@ class TestOtherNetworks:
     def test_wideresnet38_from_its_weights_to_masks(
         self, narrow_wideresnet, chain, fixed_voc, run_dir
     ):
-        """A stopped run ends with the same weights, with and without maps that are kept for the gradient."""
+        """A stopped run ends with the same weights, with and without --checkpointing."""
         run_dir.mkdir()
         torch.save(wideresnet.WideResNet38().state_dict(), run_dir / "start.pth")
         flags = [
@@ -258,6 +264,9 @@ class TestOtherNetworks:
         assert label_of(run / "predictions", NAMES[1]).shape == SIZE
 
     def test_wideresnet38_averages_logits_as_its_protocol_says(self, narrow_wideresnet, fixed_voc):
+        def full_size(logits: torch.Tensor) -> torch.Tensor:
+            return F.interpolate(logits, SIZE, mode="bilinear", align_corners=True)[0]
+
         torch.manual_seed(0)
         model = wideresnet.DeepLabV1(3, frozen=False).eval()
         item, context = (
@@ -267,19 +276,14 @@ class TestOtherNetworks:
             Context(torch.device("cpu")),
         )
         with torch.no_grad():
-            both = [
-                model(normalize(image[None])) for one in item.images for image in (one, one.flip(2))
-            ]
-        full = [
-            torch.nn.functional.interpolate(logits, SIZE, mode="bilinear", align_corners=True)[0]
-            for logits in both
-        ]
-        expected = (
-            sum(one.flip(2) if i % 2 else one for i, one in enumerate(full)).div(4).softmax(0)
-        )
-        torch.testing.assert_close(
-            inference.multiscale_probability(model, item, context), expected, atol=1e-4, rtol=1e-3
-        )
+            total = torch.zeros(3, *SIZE)
+            for image in item.images:
+                straight = model(normalize(image[None]))
+                mirrored = model(normalize(image.flip(2)[None]))
+                total += full_size(straight) + full_size(mirrored).flip(2)
+        expected = (total / 4).softmax(0)
+        probability = inference.multiscale_probability(model, item, context)
+        torch.testing.assert_close(probability, expected, atol=1e-4, rtol=1e-3)
 
     def test_its_defaults_are_its_recipe_unless_they_are_given(self):
         args = train_seg.parse_args(
@@ -317,7 +321,7 @@ class TestOtherNetworks:
         )
 
     def test_a_network_takes_a_class_and_two_lines(self, chain, fixed_voc, run_dir, monkeypatch):
-        """docs/architecture.md, "Where to add": in the registry of networks, and among the defaults of the training."""
+        """docs/architecture.md, "Where to add": the registry, and the training's defaults."""
 
         class Tiny(torch.nn.Conv2d):
             align_corners, mean_of_logits, crf = False, False, {}
@@ -359,7 +363,10 @@ class TestOtherNetworks:
 class TestInference:
     @pytest.fixture
     def infer(self, checkpoints, fixed_voc, tiny_backbone, tmp_path) -> Callable[..., Path]:
-        """Make the masks of a list by the untrained network, which finds several classes; returns their folder."""
+        """Make the masks of a list by the untrained network, which finds several classes.
+
+        Returns their folder.
+        """
 
         def infer(*more, voc: Path = fixed_voc, folder: str = "run") -> Path:
             run_stage(
@@ -503,7 +510,8 @@ class TestPrediction:
     def test_an_image_gets_a_mask_an_overlay_and_a_line(self, run, out, images):
         printed = run(images / f"{NAMES[0]}.jpg")
         assert files_below(out) == {"settings.json", f"{NAMES[0]}.png", f"{NAMES[0]}_overlay.jpg"}
-        mask, original = label_of(out, NAMES[0]), read_image(images / f"{NAMES[0]}.jpg").astype(int)
+        mask = label_of(out, NAMES[0])
+        original = read_image(images / f"{NAMES[0]}.jpg").astype(int)
         assert mask.shape == SIZE and len(np.unique(mask)) > 1
         with Image.open(out / f"{NAMES[0]}_overlay.jpg") as image:
             assert image.format == "JPEG"
@@ -594,7 +602,7 @@ class TestPrediction:
             (["none.jpg"], "segmentation", "none.jpg"),
             ([f"{NAMES[0]}.jpg", "none*.jpg"], "segmentation", "none*.jpg"),
             (["empty"], "segmentation", "empty"),
-            ([f"{NAMES[0]}.jpg", f"other/{NAMES[0]}.jpg"], "segmentation", f"other/{NAMES[0]}.jpg"),
+            ([f"{NAMES[0]}.jpg", TWIN], "segmentation", TWIN),
             (["notes.txt"], "segmentation", "notes.txt"),
             ([f"{NAMES[0]}.jpg"], "ours", "ours.pth"),
             ([f"{NAMES[0]}.jpg", "--tags", "cat"], "segmentation", "segmentation.pth"),
@@ -655,10 +663,11 @@ class TestPrediction:
         for kind in ("ours", "authors"):
             run(images, "--tags", "cat", "dog", "--overwrite", kind=kind)
             masks[kind] = [label_of(out, name) for name in NAMES[:2]]
-        assert all(
-            mask.shape == SIZE and len(np.unique(mask)) > 1 and set(np.unique(mask)) <= {0, 8, 12}
-            for mask in masks["ours"]
-        )
+        for mask in masks["ours"]:
+            classes = set(np.unique(mask))
+            assert mask.shape == SIZE
+            assert len(classes) > 1
+            assert classes <= {0, 8, 12}
         assert np.array_equal(masks["ours"], masks["authors"])
         with pytest.raises(InputError, match=str(out / "settings.json")):
             run(images, "--tags", "dog", kind="authors")

@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there_is_refused(gpus, count, name):
 def test_more_processes_than_gpus_are_refused(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="^--device cuda: this machine has 2 CUDA devices for 4"):
+    with pytest.raises(InputError, match=r"^--device cuda: this machine has 2 CUDA devices for 4"):
         choose_device("cuda", local_rank=2)
 
 
