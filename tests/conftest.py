@@ -1,5 +1,6 @@
-"""What the tests share: where reference data lies, and a tiny drawn dataset."""
+"""What the tests share: where reference data lies, a tiny drawn dataset, and small networks."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,31 +12,51 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data.annotations import read_classes
-from data.images import read_image
-from data.registry import VOC
-from data.transforms import normalize, to_tensor
-from network import wideresnet
-from network.deeplab import DeepLab
-from network.sipe import SIPE
-from tool import checkpoint
-
 pytest.register_assert_rewrite("common")
 
+from common import (  # noqa: E402 (its assertions are rewritten)
+    NAMES,
+    SIZE,
+    VOC_CLASSES,
+    FinishedRun,
+    Run,
+    finish_run,
+    shrink_resnet50,
+)
+
+from data.images import read_image  # noqa: E402
+from data.transforms import normalize, to_tensor  # noqa: E402
+from network import wideresnet  # noqa: E402
+from network.deeplab import build_network  # noqa: E402
+from network.sipe import SIPE  # noqa: E402
+from tool import checkpoint  # noqa: E402
+
 SHARED = Path(os.environ.get("SIPE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DEVICE_VARIABLE = "SIPE_TEST_DEVICE"
+NO_GPU = (
+    "there is no CUDA GPU, which the tests of -m gpu are for;"
+    f" {DEVICE_VARIABLE}=cpu runs them on the CPU, to see that they work"
+)
+LAYERS = ("classifier", "side1", "side2", "side3", "side4")  # in the authors' checkpoints
+CAT = 8
+DOG = 12
 
 
-def release_names(name: str) -> list[str]:
-    """The names that the authors' checkpoints have for one of our tensors; they register their backbone three times."""
-    stages = {"conv1.": "0.0.", "bn1.": "0.1.", **{f"layer{i}.": f"{i}.0." for i in range(1, 5)}}
-    module, rest = name.split(".", 1)
-    if module != "resnet50":
-        return [
-            name,
-            f"newly_added.{['classifier', 'side1', 'side2', 'side3', 'side4'].index(module)}.{rest}",
-        ]
-    stage = next(new + rest[len(old) :] for old, new in stages.items() if rest.startswith(old))
-    return [name, f"stage{stage}", f"backbone.{stage}"]
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail the tests of -m gpu if there is no GPU: a skip would pass for a check."""
+    needs_gpu = item.get_closest_marker("gpu") and DEVICE_VARIABLE not in os.environ
+    if needs_gpu and not torch.cuda.is_available():
+        pytest.fail(NO_GPU, pytrace=False)
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU; with -m gpu, a GPU that computes in full float32, or the device of the variable."""
+    name = os.environ.get(DEVICE_VARIABLE, request.param)
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.fail(NO_GPU, pytrace=False)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield torch.device(name)
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +65,6 @@ def shared() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"no reference data at {SHARED}; set SIPE_TEST_DATA to its folder")
     return SHARED
-
-
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The CPU; with -m gpu, a GPU that computes in full float32. SIPE_TEST_DEVICE=cpu tries the GPU's tests on the CPU."""
-    name = os.environ.get("SIPE_TEST_DEVICE", request.param)
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA GPU")
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield torch.device(name)
 
 
 @pytest.fixture(scope="session")
@@ -65,39 +76,62 @@ def voc_subset(shared: Path) -> Path:
 def release_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real SIPE checkpoint in the authors' format."""
     packed = np.load(shared / "weights/sipe_mini_int8.npz", allow_pickle=False)
-    net = {}
+    tensors = {}
     for name in SIPE(21).state_dict():
         value = packed[name].astype(np.float32)
         if f"{name}#scale" in packed.files:
-            value = value * packed[f"{name}#scale"].reshape(-1, *[1] * (value.ndim - 1))
-        net |= dict.fromkeys(release_names(name), torch.from_numpy(value))
+            scale = packed[f"{name}#scale"]
+            value = value * scale.reshape(-1, *[1] * (value.ndim - 1))
+        tensors[name] = torch.from_numpy(value)
     path = tmp_path_factory.mktemp("release") / "release.pth"
-    torch.save({"net": net}, path)
+    torch.save({"net": to_release(tensors)}, path)
     return path
 
 
+def to_release(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of our SIPE as the authors' program names it."""
+    release = {}
+    for name, value in tensors.items():
+        release |= dict.fromkeys(release_names(name), value)
+    return release
+
+
+def release_names(name: str) -> list[str]:
+    """The authors' names for one of our tensors; they register their backbone three times."""
+    module, rest = name.split(".", 1)
+    if module != "resnet50":
+        return [name, f"newly_added.{LAYERS.index(module)}.{rest}"]
+    layer, below = rest.split(".", 1)
+    stage = {"conv1": "0.0", "bn1": "0.1"}.get(layer)
+    if stage is None:
+        stage = f"{layer.removeprefix('layer')}.0"
+    return [name, f"stage{stage}.{below}", f"backbone.{stage}.{below}"]
+
+
 def build_tiny_voc(root: Path) -> Path:
-    """Six images of 64x48 in VOC's layout: a cat (left) and a dog (right) as coloured boxes, with masks and tags."""
+    """Six images of 64x48 in VOC's layout, with masks and tags.
+
+    A cat (left) and a dog (right) are coloured boxes; every second image has no cat.
+    """
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    names = [f"2007_{i:06d}" for i in range(6)]
-    for i, name in enumerate(names):
-        image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        mask = np.zeros((48, 64), np.uint8)
-        objects = {
-            "cat": (8, slice(4, 28), (200, 40, 40)),
-            "dog": (12, slice(36, 60), (40, 40, 200)),
-        }
-        for tag in ("cat", "dog")[i % 2 :]:
-            class_id, columns, colour = objects[tag]
-            image[10:40, columns], mask[10:40, columns] = colour, class_id
+    for i, name in enumerate(NAMES):
+        image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        mask = np.zeros(SIZE, np.uint8)
+        tags = ["dog"] if i % 2 else ["cat", "dog"]
+        if "cat" in tags:
+            image[10:40, 4:28] = (200, 40, 40)
+            mask[10:40, 4:28] = CAT
+        image[10:40, 36:60] = (40, 40, 200)
+        mask[10:40, 36:60] = DOG
         Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95)
         Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
-        tags = "".join(f"<object><name>{tag}</name></object>" for tag in ("cat", "dog")[i % 2 :])
-        (root / f"Annotations/{name}.xml").write_text(f"<annotation>{tags}</annotation>")
+        objects = "".join(f"<object><name>{tag}</name></object>" for tag in tags)
+        (root / f"Annotations/{name}.xml").write_text(f"<annotation>{objects}</annotation>")
     for list_name in ("train", "train_aug", "val"):
-        (root / f"ImageSets/Segmentation/{list_name}.txt").write_text("\n".join(names) + "\n")
+        path = root / f"ImageSets/Segmentation/{list_name}.txt"
+        path.write_text("\n".join(NAMES) + "\n")
     return root
 
 
@@ -115,82 +149,51 @@ def fixed_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-50 state dict in torchvision's layout with random weights: a start without a download."""
+    """Random weights of ResNet-50 in torchvision's layout: a start without a download."""
+    return save_backbone(tmp_path_factory.mktemp("weights") / "resnet50.pth")
+
+
+def save_backbone(path: Path) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
     torch.save(SIPE(2).resnet50.state_dict(), path)
     return path
 
 
+@pytest.fixture(scope="module")
+def small_resnet50() -> Iterator[None]:
+    """A small ResNet-50 for the rest of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_resnet50(patch)
+        yield
+
+
 @pytest.fixture
 def narrow_wideresnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """WideResNet38 in a quarter of its widths: with fewer than 16 channels, oneDNN's strided 1x1 convolution spoils the heap."""
+    """WideResNet38 in a quarter of its widths.
+
+    With fewer than 16 channels, oneDNN's strided 1x1 convolution spoils the heap.
+    """
     monkeypatch.setattr(wideresnet, "WIDTH", 16)
 
 
-def untrained_sipe(image: Path) -> SIPE:
-    """Random weights, less what all cells of an image have in common, so that its cat and its dog are found somewhere in it."""
-    model = SIPE(21)
-    model.classifier.weight.data[[i for i in range(20) if i not in (7, 11)]] = 0
-    with torch.no_grad():
-        _, *layers = model.resnet50(normalize(to_tensor(read_image(image))[None]))
-        for branch, layer in zip(
-            (model.side1, model.side2, model.side3, model.side4, model.classifier),
-            (*layers, layers[-1]),
-        ):
-            common = F.normalize(layer.mean((0, 2, 3)), dim=0)
-            branch.weight -= torch.einsum("od,d,e->oe", branch.weight[:, :, 0, 0], common, common)[
-                :, :, None, None
-            ]
-    return model
+@pytest.fixture(scope="session")
+def finished_run(
+    fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FinishedRun]:
+    """A run of all stages with the small ResNet-50, in its initial weights, too."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_resnet50(patch)
+        weights = save_backbone(folder / "small_resnet50.pth")
+        finished = finish_run(Run(fixed_voc, folder / "run", weights))
+    yield finished
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(
-    fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Path]]:
-    """The same untrained SIPE in our format and in the authors', and an untrained segmentation network; they are large and go away."""
-    folder, class_names = tmp_path_factory.mktemp("checkpoints"), list(read_classes(VOC.classes))
-    torch.manual_seed(0)
-    tensors = untrained_sipe(fixed_voc / "JPEGImages/2007_000000.jpg").state_dict()
-    checkpoint.save(
-        folder / "ours.pth", {"model": tensors, "class_names": class_names, "arguments": {}}
-    )
-    checkpoint.save(
-        folder / "authors.pth",
-        {"net": {alias: value for name, value in tensors.items() for alias in release_names(name)}},
-    )
-    about = {
-        "class_names": class_names,
-        "arguments": {"network": "deeplabv2_resnet50", "output_stride": 16},
-    }
-    checkpoint.save(
-        folder / "segmentation.pth",
-        {"model": DeepLab("deeplabv2_resnet50", 21, 16).state_dict(), **about},
-    )
-    yield {path.stem: path for path in folder.iterdir()}
-    for path in folder.iterdir():
-        path.unlink()
-
-
-@pytest.fixture(scope="session")
-def chain(
-    fixed_voc: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A run directory in which every stage of tests/common.py has run; from the inter-pixel labels on, they start from drawn maps.
-
-    The maps of make_cam.py lie in maps/cam beside it, as drawn ones take their place.
-    """
-    from common import STAGES, draw_maps, run_stage
-
-    run_dir = tmp_path_factory.mktemp("chain") / "run"
-    for name in STAGES:
-        run_stage(name, fixed_voc, run_dir, tiny_backbone)
-        if name == "make_cam":
-            shutil.move(run_dir / "cam", run_dir / "maps/cam")
-            draw_maps(fixed_voc, run_dir)
-    yield run_dir
-    shutil.rmtree(run_dir)
+def chain(small_resnet50: None, finished_run: FinishedRun) -> FinishedRun:
+    """The finished run, in a module whose ResNet-50 is as small as that of its checkpoints."""
+    return finished_run
 
 
 @pytest.fixture
@@ -198,3 +201,64 @@ def run_dir(tmp_path: Path) -> Iterator[Path]:
     """A run directory that goes away with the test: checkpoints are large."""
     yield tmp_path / "run"
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def run(chain: FinishedRun, run_dir: Path) -> Run:
+    """The test's own run, in which no stage has run."""
+    return Run(chain.voc, run_dir, chain.weights)
+
+
+@pytest.fixture
+def own_run(run: Run, tiny_voc: Path) -> Run:
+    """The test's own run on its own copy of the dataset."""
+    return dataclasses.replace(run, voc=tiny_voc)
+
+
+def untrained_sipe(image: Path) -> SIPE:
+    """SIPE with random weights that finds a cat and a dog somewhere in an image.
+
+    Its layers ignore what all cells of the image have in common.
+    """
+    model = SIPE(len(VOC_CLASSES))
+    is_shown = torch.zeros(len(VOC_CLASSES) - 1, dtype=torch.bool)
+    is_shown[[CAT - 1, DOG - 1]] = True
+    with torch.no_grad():
+        model.classifier.weight[~is_shown] = 0
+        batch = normalize(to_tensor(read_image(image))[None])
+        _, *maps = model.resnet50(batch)
+        for branch, feature in zip([model.side1, model.side2, model.side3, model.side4], maps):
+            ignore_common_part(branch, feature)
+        ignore_common_part(model.classifier, maps[-1])
+    return model
+
+
+def ignore_common_part(branch: torch.nn.Conv2d, feature: torch.Tensor) -> None:
+    """Take the direction of the mean cell of a map off the weights of a 1x1 convolution."""
+    common = F.normalize(feature.mean((0, 2, 3)), dim=0)
+    weight = branch.weight[:, :, 0, 0]
+    along_common = (weight @ common)[:, None] * common
+    branch.weight -= along_common[:, :, None, None]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(
+    small_resnet50: None, fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
+    """Untrained networks: SIPE in our format and in the authors', and a segmentation network."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    sipe = untrained_sipe(fixed_voc / f"JPEGImages/{NAMES[0]}.jpg").state_dict()
+    class_names = list(VOC_CLASSES)
+    ours = {"model": sipe, "class_names": class_names, "arguments": {}}
+    segmentation = {
+        "model": build_network("deeplabv2_resnet50", len(class_names), 16).state_dict(),
+        "class_names": class_names,
+        "arguments": {"network": "deeplabv2_resnet50", "output_stride": 16},
+    }
+    paths = {name: folder / f"{name}.pth" for name in ("ours", "authors", "segmentation")}
+    checkpoint.save(paths["ours"], ours)
+    checkpoint.save(paths["authors"], {"net": to_release(sipe)})
+    checkpoint.save(paths["segmentation"], segmentation)
+    yield paths
+    shutil.rmtree(folder)  # they are large
