@@ -24,7 +24,7 @@ from tool.context import Context, cli_main, join_run, local_context
 from tool.inference import ImageMaps, LoadedModel
 from tool.results import Results
 
-KILOBYTES = 25  # of a CAM file of VOC, about
+KILOBYTES = 25  # approximate size of a CAM file of VOC
 BATCH_ON_GPU = 8
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.method --recipe sipe plus --seeds 1 2 3 --dataset_root VOC2012 \\
         --list train --out runs/method [--weights FILE]
 
-One training a seed serves all recipes, which differ in what follows. It has half the published
+One training per seed serves all recipes; they differ in what follows. It has half the published
 sizes: crops of 256, long sides of 160 to 320, five epochs, maps at scales 0.5 0.25 0.75 1.0.
 --full takes the published ones. Means are over the seeds, and so are differences to the first
 recipe; their 95 % interval is a bootstrap over images. "frequent" is the mean over the background

@@ -33,14 +33,15 @@ class Recipe(NamedTuple):
         contrast: share of the background's IS-CAM that is taken off the others (`contrast`).
         affinity: power of the similarity by which cells share their maps (`propagate`).
             None: they do not.
-        class_prototypes: the maps of prototypes from all training images (`class_prototype`) count
-            half.
-        background: strength of the background in place of its own IS-CAM, against classes of
-            maximum 1. None: its own.
+        class_prototypes: average the IS-CAMs with the maps of class prototypes
+            (`class_prototype`), which come from all training images.
+        background: strength of a constant background map; class maps have a maximum of 1. None:
+            the background keeps its own IS-CAM.
         enlarged_background: the same if a scale is above 1, as maps of larger images are narrower.
+            None: as background.
     """
 
-    name: str = "sipe"
+    name: str
     contrast: float = 0.0
     affinity: float | None = None
     class_prototypes: bool = False
@@ -49,12 +50,12 @@ class Recipe(NamedTuple):
 
     def background_at(self, scales: Sequence[float]) -> float | None:
         """Choose the background for maps that are averaged over these scales."""
-        if max(scales) > 1:
+        if max(scales) > 1 and self.enlarged_background is not None:
             return self.enlarged_background
         return self.background
 
 
-PUBLISHED = Recipe()
+PUBLISHED = Recipe("sipe")
 PLUS = Recipe(
     "plus",
     contrast=0.5,
@@ -101,7 +102,7 @@ def follow_recipe(
 
 
 def contrast(is_cam: torch.Tensor, weight: float) -> torch.Tensor:
-    """Keep what a cell has of each class beyond `weight` times what it has of the background.
+    """Subtract `weight` times the background's map from each class's map, and clip at 0.
 
     IS-CAMs (B, K, H, W) in [0, 1], background first -> the same. It is the prototype of the
     background that counts here; LPCAM (CVPR 2023) subtracts prototypes of the context.

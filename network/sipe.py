@@ -100,7 +100,7 @@ class SIPE(nn.Module):
         return [{"params": backbone, "lr_scale": 1}, {"params": new, "lr_scale": 10}]
 
     def set_class_prototypes(self, prototypes: torch.Tensor) -> None:
-        """Set `recipe.class_prototype` of each class, (K-1, D), which some recipes use.
+        """Set the class prototypes (K-1, D), which `network.recipe.class_prototype` computes.
 
         Raises:
             ValueError: for another shape.

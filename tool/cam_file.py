@@ -1,11 +1,11 @@
-"""The CAM file: what make_cam.py writes for an image and every later stage reads.
+"""The CAM file: what make_cam.py writes for an image and the stages that need maps read.
 
 RUN_DIR/cam/NAME.npz holds plain arrays:
 
 - `keys` (k,): class ids, background (0) first
 - `size` (2,): height and width of the image
-- `is_cam_0`, `is_cam_1`, ... and, if kept, `cam_0`, ...: the maps (k, h, w) of each scale on the
-  network's own grid, float16
+- `is_cam_0`, `is_cam_1`, ... and `cam_0`, ... (both or one of them, by --maps): the maps
+  (k, h, w) of each scale, in the order of --scales, on the network's own grid, float16
 - `background`, if the recipe has one: the strength of the background in place of its own IS-CAM
 
 Full-size maps are made on loading: they are means of these grids at the size of the image, and
@@ -113,7 +113,7 @@ def require(
 
 @dataclass(frozen=True)
 class CamGrids:
-    """What a CAM file stores: for each kind of map (k, h, w) in [0, 1] a scale.
+    """What a CAM file stores: for each kind of map, one array (k, h, w) in [0, 1] per scale.
 
     Attributes:
         keys: (k,) class ids, background first.
@@ -187,7 +187,8 @@ def load(
 def read_array(arrays: np.lib.npyio.NpzFile, name: str, cells: int = FEW_CELLS) -> np.ndarray:
     """An array of an .npz file.
 
-    Raises ValueError before it is unpacked if it is larger than so many cells of float64.
+    Raises ValueError, before it unpacks anything, if the array has more bytes than `cells` values
+    of float64.
     """
     member = arrays.zip.getinfo(f"{name}.npy")
     if member.file_size > BYTES_OF_FLOAT64 * cells + HEADER_BYTES:

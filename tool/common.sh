@@ -50,7 +50,7 @@ read_chain_flags() {  # read_chain_flags "$@": the flags that all chains share, 
     is_wanted "$FROM" || fail "--from $FROM comes after --until $UNTIL; the order is $STAGES"
     [[ $GPUS =~ ^(1|2|4|8|16)$ ]] || fail "--gpus $GPUS: 1, 2, 4, 8 or 16 GPUs share the batch of 16"
     [[ $REFINE =~ ^(irn|crf)$ ]] || fail "--refine $REFINE: irn or crf refines the labels"
-    [[ $RECIPE =~ ^(sipe|plus|)$ ]] || fail "--recipe $RECIPE: sipe or plus makes the maps"
+    [[ $RECIPE =~ ^(sipe|plus|)$ ]] || fail "--recipe $RECIPE: use sipe or plus"
     [ -n "$DATASET_ROOT" ] || fail "give --dataset_root DIR"
     DATASET_ROOT=$(absolute "$DATASET_ROOT") RUN_DIR=$(absolute "$RUN_DIR")
     if [ "$REFINE" = irn ]; then REFINE_GPUS=$GPUS; else REFINE_GPUS=1; fi  # the CRF takes CPU cores only

@@ -210,7 +210,7 @@ def driver_version() -> str | None:
 def check_precision(amp: str, device: torch.device) -> None:
     """Raise InputError if a CPU has no instructions for the precision of --amp.
 
-    By bf16, a CPU with AVX2 alone takes 20 times as long as by float32. One with AVX-512 alone,
+    In bf16, a CPU with AVX2 alone takes 20 times as long as in float32. One with AVX-512 alone,
     which oneDNN accepts, takes nearly three times as long.
     """
     if amp == "off" or device.type != "cpu" or _has_instructions(amp):

@@ -199,7 +199,7 @@ def load_network(
 
     Args:
         class_names: the dataset's, background first.
-        recipe: of SIPE's IS-CAMs; None: the one that the checkpoint was trained for.
+        recipe: of SIPE's IS-CAMs; None: the one that the run notes.
 
     Raises InputError for any other file, and for a checkpoint of other classes.
     """
@@ -224,7 +224,7 @@ def load_network(
 
 
 def recipe_of(path: Path) -> str:
-    """The recipe that SIPE was trained for, by the checkpoint's note or the file beside it."""
+    """The recipe of a run of SIPE, which the checkpoint notes or the file beside it."""
     arguments = checkpoint.arguments(checkpoint.read(path))
     beside = class_prototypes.read_beside(path)
     return str(arguments.get("recipe") or beside.get("recipe", "sipe"))

@@ -61,9 +61,9 @@ class Results:
     ) -> list[int]:
         """The indices of this process's share of the samples that are still to do.
 
-        Prints how many there are in all processes, and the disk space that they need. An image
-        that was replaced is to do again, even if the times of the files do not show it: its size
-        in bytes differs from the size that the last run noted.
+        Prints how many there are in all processes, and the disk space that they need. The result
+        of an image that was replaced is made again, even if the times of the files do not show
+        it: the size in bytes differs from the size that the last run noted.
 
         Args:
             is_done: whether a sample has an up-to-date result.
@@ -122,7 +122,7 @@ class Results:
         skipped: dict[str, str] = {}
         for part in context.all_gather_object(self.skipped):
             skipped |= dict(sorted(part.items()))
-        # what the skipped images show now is in no result
+        # skipped images have no result of today: the next run has to make it
         sizes_in_results = self.sizes | dict.fromkeys(skipped, UNKNOWN_SIZE)
         self._write(self.folder / SIZES, sizes_in_results)
         if skipped:
