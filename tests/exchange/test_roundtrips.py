@@ -95,6 +95,21 @@ class TestMasks:
             assert annotation["bbox"] == coco_mask.toBbox(code).tolist()
             assert annotation["score"] == {8: 0.5, 12: 0.75}[annotation["category_id"]]
 
+    def test_a_score_is_the_mean_over_the_part_alone(self, masks, tiny_voc, tmp_path):
+        folder = tiny_voc / "SegmentationClass"
+        for name, mask in masks.items():
+            inside = np.where(mask == 8, 0.8, 0.2)
+            probability = np.stack([1 - inside, inside])
+            label_file.save_prediction(folder, name, np.array([0, 8]), probability, True)
+            label_file.save(folder / f"{name}.png", mask)
+        call(export_masks.main, *export_flags(tiny_voc, tmp_path, "coco"))
+        scores = []
+        for annotation in COCO(tmp_path / "coco.json").anns.values():
+            if annotation["category_id"] == 8:
+                scores.append(annotation["score"])
+        assert scores == pytest.approx([0.8] * len(scores), abs=1e-3)
+        assert scores
+
     @pytest.mark.parametrize("kind", ["coco", "yolo"])
     def test_damaged_probabilities_are_named(self, kind, masks, tiny_voc, tmp_path):
         spoiled = tiny_voc / f"SegmentationClass/{NAMES[0]}.npz"

@@ -180,3 +180,13 @@ def test_other_networks_are_refused(name):
 def test_other_output_strides_are_refused(output_stride):
     with pytest.raises(ValueError, match="output stride"):
         build_network(RESNETS[0], 7, output_stride)
+
+
+def test_the_classifier_learns_ten_times_as_fast_as_the_backbone(model):
+    rates = {}
+    for group in model.parameter_groups():
+        for parameter in group["params"]:
+            rates[parameter] = group["lr_scale"]
+    for name, parameter in model.named_parameters():
+        expected = 10 if name.startswith("classifier.") else 1
+        assert rates[parameter] == expected, name

@@ -117,6 +117,14 @@ def test_only_the_heads_train_and_every_parameter_of_them_is_in_one_group(model)
     assert len(grouped) == len(set(grouped)) == len(trained)
 
 
+def test_the_displacement_branch_learns_ten_times_as_fast_as_the_edge_branch(model):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in model.parameter_groups():
+        for parameter in group["params"]:
+            expected = 10 if names[parameter].startswith("fc_dp") else 1
+            assert group["lr_scale"] == expected
+
+
 def test_the_backbone_stays_as_it_is_in_training(model):
     before = {name: value.clone() for name, value in model.resnet50.state_dict().items()}
     assert model.train() is model
