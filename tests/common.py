@@ -136,7 +136,7 @@ STAGES = {
     ),
     "labels_irn": Stage(
         script=make_seg_labels,
-        flags="--device cpu --refine irn --exp_times 4 --save_prob",
+        flags="--device cpu --refine irn --exp_times 2 --save_prob",
         needs=("cam", "ckpt/irn.pth"),
         makes="seg_label",
         stop=SECOND_LABEL,
