@@ -1,98 +1,152 @@
 """Maps and labels of real images against the authors' program, through the files they write."""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from common import VOC_CLASSES, call, write_lines
 
 import eval_cam
 import eval_seg
 import make_cam
 import make_seg_labels
 from tool import cam_file
+from tool.outputs import read_json, write_json
 
-SMALL_SCALES = [0.5, 0.25, 0.75, 1.0]
-PUBLISHED_SCALES = [1.0, 0.5, 1.5, 2.0]
-MIOU = "miou_over_classes_in_ground_truth"
-SWEEP = "cam_background_threshold_percent_tuned_on_ground_truth"
+PUBLISHED_SCALES = (1.0, 0.5, 1.5, 2.0)
+SMALL_SCALES = (0.5, 0.25, 0.75, 1.0)
+TUNED = "cam_background_threshold_percent_tuned_on_ground_truth"
+TRUE_CLASSES = "miou_over_classes_in_ground_truth"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Real images, and a run directory for their maps."""
+
+    names: Sequence[str]
+    flags: list
+    run_dir: Path
+
+    def make_maps(self, checkpoint: Path, scales: Sequence[float], device: object) -> None:
+        more = ["--ckpt", checkpoint, "--scales", *scales, "--device", device]
+        call(make_cam.main, *self.flags, *more)
+
+    def check_maps(self, golden: Any, scales: Sequence[float]) -> None:
+        for name in self.names:
+            check_grids(golden, self.run_dir, name, scales)
+            check_full_size(golden, self.run_dir, name)
+
+    def evaluate(self) -> dict[str, Any]:
+        call(eval_cam.main, *self.flags)
+        return read_json(self.run_dir / "eval_cam.json")
 
 
 @pytest.fixture
-def make(tmp_path, voc_subset, release_checkpoint, device):
-    """A function that makes the maps of some images; it returns the flags that stages share."""
+def images(voc_subset, tmp_path) -> Callable[[Sequence[str]], Images]:
+    def select(names: Sequence[str]) -> Images:
+        run_dir = tmp_path / "run"
+        listed = write_lines(tmp_path / "list.txt", *names)
+        flags = ["--dataset_root", voc_subset, "--run_dir", run_dir, "--list", listed]
+        return Images(names, flags, run_dir)
 
-    def make_maps(names: list[str], scales: list[float]) -> list[str]:
-        listed = tmp_path / "list.txt"
-        listed.write_text("\n".join(names) + "\n")
-        shared_flags = ["--dataset_root", str(voc_subset)]
-        shared_flags += ["--run_dir", str(tmp_path / "run"), "--list", str(listed)]
-        flags = ["--ckpt", str(release_checkpoint), "--device", str(device)]
-        flags += ["--scales", *map(str, scales)]
-        make_cam.main([*shared_flags, *flags])
-        return shared_flags
-
-    return make_maps
+    return select
 
 
-def load_golden(path: Path) -> np.lib.npyio.NpzFile:
-    return np.load(path, allow_pickle=False)
+@pytest.fixture
+def published(shared) -> Any:
+    """The authors' maps of three images at the published scales."""
+    return np.load(shared / "golden/cam_full3.npz", allow_pickle=False)
 
 
-def check_image(golden, run_dir: Path, name: str, scales: list[float]) -> None:
-    stored = np.load(cam_file.path_of(run_dir, name), allow_pickle=False)
+def names_of(golden: Any) -> list[str]:
+    return sorted({key.partition("/")[0] for key in golden.files})
+
+
+def check_grids(golden: Any, run_dir: Path, name: str, scales: Sequence[float]) -> None:
+    """The maps on the network's own grids."""
+    with np.load(cam_file.path_of(run_dir, name), allow_pickle=False) as stored:
+        for i, scale in enumerate(scales):
+            for kind in cam_file.KINDS:
+                expected = golden[f"{name}/grid_{kind}@{scale}"]
+                np.testing.assert_allclose(stored[f"{kind}_{i}"], expected, atol=1e-3)
+
+
+def check_full_size(golden: Any, run_dir: Path, name: str) -> None:
+    """The mean of the maps at the size of the image, and its label."""
     maps = cam_file.load(cam_file.path_of(run_dir, name))
     assert np.array_equal(maps.keys, golden[f"{name}/keys"])
-    for i, scale in enumerate(scales):
-        for kind in ("is_cam", "cam"):
-            expected = golden[f"{name}/grid_{kind}@{scale}"]
-            np.testing.assert_allclose(stored[f"{kind}_{i}"], expected, atol=1e-3)
-    halved = maps.is_cam[:, ::2, ::2]
-    np.testing.assert_allclose(halved, golden[f"{name}/is_cam"], atol=1.5e-3)
-    label = maps.keys[maps.is_cam.argmax(0)]
-    assert (label == golden[f"{name}/label"]).mean() >= 0.999
+    every_second = maps.is_cam[:, ::2, ::2]
+    np.testing.assert_allclose(every_second, golden[f"{name}/is_cam"], atol=1.5e-3)
+    is_same = maps.label("is_cam") == golden[f"{name}/label"]
+    assert is_same.mean() >= 0.999
 
 
-def read_report(path: Path) -> dict:
-    return json.loads(path.read_text())
+def check_scores(scores: dict[str, Any], golden_path: Path) -> None:
+    golden = json.loads(golden_path.read_text())
+    for kind in cam_file.KINDS:
+        expected = golden[kind][TRUE_CLASSES]
+        assert scores[kind]["miou"] == pytest.approx(expected, abs=0.05)
 
 
-def check_report(golden_path: Path, path: Path) -> None:
-    golden = read_report(golden_path)
-    ours = read_report(path)
-    for kind in ("is_cam", "cam"):
-        assert ours[kind]["miou"] == pytest.approx(golden[kind][MIOU], abs=0.05)
+def test_an_image_at_small_scales(shared, images, release_checkpoint, device):
+    golden = np.load(shared / "golden/cam_train100.npz", allow_pickle=False)
+    image = images(["2010_005805"])
+    image.make_maps(release_checkpoint, SMALL_SCALES, device)
+    image.check_maps(golden, SMALL_SCALES)
 
 
-def test_an_image_at_small_scales(shared, make, tmp_path):
-    golden = load_golden(shared / "golden/cam_train100.npz")
-    make(["2010_005805"], SMALL_SCALES)
-    check_image(golden, tmp_path / "run", "2010_005805", SMALL_SCALES)
+def test_an_image_at_the_published_scales(published, images, release_checkpoint, device):
+    image = images(["2007_009216"])
+    image.make_maps(release_checkpoint, PUBLISHED_SCALES, device)
+    image.check_maps(published, PUBLISHED_SCALES)
 
 
-def test_three_images_at_the_published_scales(shared, make, tmp_path):
-    golden = load_golden(shared / "golden/cam_full3.npz")
-    names = sorted({key.split("/")[0] for key in golden.files})
-    flags = make(names, PUBLISHED_SCALES)
-    for name in names:
-        check_image(golden, tmp_path / "run", name, PUBLISHED_SCALES)
-    eval_cam.main(flags)
-    check_report(shared / "golden/cam_full3.json", tmp_path / "run/eval_cam.json")
+def test_the_authors_grids_become_their_maps_and_scores(shared, published, images):
+    three = images(names_of(published))
+    for name in three.names:
+        write_authors_grids(published, three.run_dir, name)
+    settings = {"made_by": "make_cam", "maps": ["cam", "is_cam"], "scales": PUBLISHED_SCALES}
+    write_json(three.run_dir / "cam/settings.json", settings | {"class_names": list(VOC_CLASSES)})
+    three.check_maps(published, PUBLISHED_SCALES)
+    check_scores(three.evaluate(), shared / "golden/cam_full3.json")
+
+
+def write_authors_grids(golden: Any, run_dir: Path, name: str) -> None:
+    grids = {}
+    for kind in cam_file.KINDS:
+        grids[kind] = [golden[f"{name}/grid_{kind}@{scale}"] for scale in PUBLISHED_SCALES]
+    size = golden[f"{name}/label"].shape
+    content = cam_file.CamGrids(golden[f"{name}/keys"], size, **grids)
+    cam_file.save(cam_file.path_of(run_dir, name), content)
 
 
 @pytest.mark.slow
-def test_miou_of_a_hundred_images(shared, make, tmp_path, device):
-    names = (shared / "golden/cam_train100_names.txt").read_text().split()
-    flags = make(names, SMALL_SCALES)
-    eval_cam.main(flags)
-    check_report(shared / "golden/cam_train100.json", tmp_path / "run/eval_cam.json")
-    golden = read_report(shared / "golden/cam_train100_crf.json")
-    sweep = read_report(tmp_path / "run/eval_cam.json")[SWEEP]
-    for threshold, miou in golden["cam_threshold_sweep"].items():
-        assert sweep[threshold] == pytest.approx(miou, abs=0.05)
+def test_three_images_at_the_published_scales(
+    shared, published, images, release_checkpoint, device
+):
+    three = images(names_of(published))
+    three.make_maps(release_checkpoint, PUBLISHED_SCALES, device)
+    three.check_maps(published, PUBLISHED_SCALES)
+    check_scores(three.evaluate(), shared / "golden/cam_full3.json")
 
-    make_seg_labels.main([*flags, "--refine", "crf", "--device", str(device)])
-    eval_seg.main(flags)
-    refined = read_report(tmp_path / "run/eval_seg_label.json")
-    expected = golden["crf_uncertain_is_background"][MIOU]
+
+@pytest.mark.slow
+def test_miou_of_a_hundred_images(shared, images, release_checkpoint, device):
+    names = (shared / "golden/cam_train100_names.txt").read_text().split()
+    hundred = images(names)
+    hundred.make_maps(release_checkpoint, SMALL_SCALES, device)
+    scores = hundred.evaluate()
+    check_scores(scores, shared / "golden/cam_train100.json")
+    golden = json.loads((shared / "golden/cam_train100_crf.json").read_text())
+    for threshold, miou in golden["cam_threshold_sweep"].items():
+        assert scores[TUNED][threshold] == pytest.approx(miou, abs=0.05)
+
+    call(make_seg_labels.main, *hundred.flags, "--refine", "crf", "--device", device)
+    call(eval_seg.main, *hundred.flags)
+    refined = read_json(hundred.run_dir / "eval_seg_label.json")
+    expected = golden["crf_uncertain_is_background"][TRUE_CLASSES]
     assert refined["miou"] == pytest.approx(expected, abs=0.3)

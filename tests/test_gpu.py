@@ -3,15 +3,19 @@
 The fixture `device` also brings the tests of the reference numbers to the GPU.
 """
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from common import ROOT, STAGES, kill_once_there, stage_flags, times_below, weights_of
+from common import (
+    STAGES,
+    Run,
+    copy,
+    kill_when_written,
+    run_process,
+    times_below,
+    weights_of,
+)
 
 from errors import InputError
 from network import deeplab, losses
@@ -26,9 +30,15 @@ MODES = {
 }
 
 
+@pytest.fixture
+def run(fixed_voc, tiny_backbone, run_dir) -> Run:
+    """A run with ResNet-50 at its full size, as other processes build it."""
+    return Run(fixed_voc, run_dir, tiny_backbone)
+
+
 @pytest.fixture(params=MODES)
 def flags(request, device) -> list[str]:
-    """The flags of a device and a precision, without those that a stage does not have."""
+    """The flags of a device and a precision."""
     mode = MODES[request.param]
     amp = mode[-1] if "--amp" in mode else "off"
     try:
@@ -40,99 +50,68 @@ def flags(request, device) -> list[str]:
     return ["--device", device.type, *mode]
 
 
-def run_process(*command: object, **environment: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_every_stage_runs_and_a_second_run_writes_nothing(
-    flags, chain, fixed_voc, tiny_backbone, run_dir
-):
+def test_every_stage_runs_and_a_second_run_writes_nothing(flags, finished_run, run):
     for name, stage in STAGES.items():
-        if "--device" not in stage.flags or (flags[-1] == "--compile" and not stage.is_training):
+        is_compiled = "--compile" in flags
+        if "--device" not in stage.flags or (is_compiled and not stage.is_training):
             continue
-        for path in stage.needs:
-            if (run_dir / path).exists():
-                continue
-            copy = shutil.copytree if (chain / path).is_dir() else shutil.copy
-            copy(chain / path, run_dir / path)
-        command = [
-            stage.script.__file__,
-            *stage_flags(name, fixed_voc, run_dir, tiny_backbone),
-            *flags,
-        ]
+        for below in stage.needs:
+            if not (run.folder / below).exists():
+                copy(finished_run.folder / below, run.folder / below)
+        command = [stage.script.__file__, *run.flags(name), *flags]
         run_process(*command)
-        before = times_below(run_dir)
+        before = times_below(run.folder)
         run_process(*command)
-        assert times_below(run_dir) == before, name
-    for path in run_dir.glob("ckpt/*.pth"):
-        assert all(value.isfinite().all() for value in weights_of(path).values()), path
+        assert times_below(run.folder) == before, name
+    for path in run.folder.glob("ckpt/*.pth"):
+        for value in weights_of(path).values():
+            assert value.isfinite().all(), path
 
 
 @pytest.fixture
-def train_seg(device, fixed_voc, tiny_backbone, run_dir):
-    """Makes the command of a training in the folder of a name, with more flags."""
-    more = [
-        "--device",
-        device.type,
-        "--label_dir",
-        fixed_voc / "SegmentationClass",
-        "--batch_size",
-        2,
-        "--lr",
-        1e-6,
-    ]
+def train_seg(device, run):
+    """A function that makes the flags of a training in the folder of a name, with more flags."""
 
-    def command(name: str, *flags: object) -> list:
-        return [
-            STAGES["train_seg"].script.__file__,
-            *stage_flags("train_seg", fixed_voc, run_dir / name, tiny_backbone),
-            *more,
-            *flags,
-        ]
+    def make_flags(name: str, *more: object) -> list:
+        own = Run(run.voc, run.folder / name, run.weights)
+        flags = ["--device", device.type, "--label_dir", run.voc / "SegmentationClass"]
+        flags += ["--batch_size", 2, "--lr", 1e-6]
+        return [*own.flags("train_seg"), *flags, *more]
 
-    return command
+    return make_flags
 
 
-def assert_same_weights(run_dir: Path, *names: str) -> None:
+SCRIPT = STAGES["train_seg"].script
+
+
+def assert_same_weights(folder: Path, name: str, other: str) -> None:
     """Within rounding: a GPU adds in any order."""
-    whole, *others = (weights_of(run_dir / name / "ckpt/seg.pth") for name in names)
-    for other in others:
-        for name, value in whole.items():
-            most = 1e-3 * value.abs().max() + 1e-6
-            assert (value - other[name]).abs().max() <= most
+    ours = weights_of(folder / name / "ckpt/seg.pth")
+    theirs = weights_of(folder / other / "ckpt/seg.pth")
+    for tensor, value in ours.items():
+        most = 1e-3 * value.abs().max() + 1e-6
+        assert (value - theirs[tensor]).abs().max() <= most, tensor
 
 
-def test_a_killed_training_ends_like_a_whole_one(train_seg, run_dir):
-    kill_once_there(
-        run_dir / "killed/ckpt/seg_last.pth", STAGES["train_seg"].script, train_seg("killed")[1:]
-    )
+def test_a_killed_training_ends_like_a_whole_one(train_seg, run):
+    last = run.folder / "killed/ckpt/seg_last.pth"
+    kill_when_written(last, SCRIPT, train_seg("killed"))
     for name in ("whole", "killed"):
-        run_process(*train_seg(name), NVIDIA_TF32_OVERRIDE="0")
-    assert_same_weights(run_dir, "whole", "killed")
+        run_process(SCRIPT.__file__, *train_seg(name), NVIDIA_TF32_OVERRIDE="0")
+    assert_same_weights(run.folder, "whole", "killed")
 
 
-@pytest.mark.parametrize("flags", [[], ["--weights", "none"]], ids=["pretrained", "SyncBatchNorm"])
-def test_two_processes_of_torchrun_train_what_one_does(train_seg, run_dir, device, flags):
+@pytest.mark.parametrize("more", [[], ["--weights", "none"]], ids=["pretrained", "SyncBatchNorm"])
+def test_two_processes_of_torchrun_train_what_one_does(train_seg, run, device, more):
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    if device.type == "cpu" and flags:
+    if device.type == "cpu" and more:
         pytest.skip("SyncBatchNorm is for GPUs")
-    run_process(*train_seg("one", *flags), NVIDIA_TF32_OVERRIDE="0")
-    run_process(
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        2,
-        *train_seg("two", *flags),
-        NVIDIA_TF32_OVERRIDE="0",
-    )
-    assert_same_weights(run_dir, "one", "two")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    exact = {"NVIDIA_TF32_OVERRIDE": "0"}
+    run_process(SCRIPT.__file__, *train_seg("one", *more), **exact)
+    run_process(*torchrun, SCRIPT.__file__, *train_seg("two", *more), **exact)
+    assert_same_weights(run.folder, "one", "two")
 
 
 @pytest.mark.parametrize("network", ["deeplabv2_resnet50", "deeplabv3_resnet50"])
