@@ -145,7 +145,7 @@ STAGES = {
     "train_seg": Stage(
         script=train_seg,
         flags=f"{TRAINING} --network deeplabv2_resnet50 --output_stride 16"
-        " --batch_size 3 --crop_size 64 --max_epochs 2 --lr 1e-6",
+        " --batch_size 3 --crop_size 64 --max_epochs 2 --lr 1e-5",
         needs=("seg_label",),
         makes="ckpt/seg.pth",
         stop=Stop(train_seg, "train_step", 3),

@@ -238,6 +238,14 @@ def test_images_of_unlike_sizes_walk_together_as_alone():
         assert (alone - without_walk).abs().max() > 0.1
 
 
+LISTS = {  # on which the labels of a stage are scored
+    "labels_crf": "train",
+    "labels_irn": "train",
+    "make_ir_labels": "train",
+    "infer_seg": "val",
+}
+
+
 @dataclass(frozen=True)
 class Report:
     """What eval_seg.py wrote and printed about the labels of a stage, and the labels.
@@ -273,14 +281,6 @@ def report_on(chain, tmp_path_factory) -> Callable[[str], Report]:
         return reports[stage]
 
     return report_on
-
-
-LISTS = {
-    "labels_crf": "train",
-    "labels_irn": "train",
-    "make_ir_labels": "train",
-    "infer_seg": "val",
-}
 
 
 @pytest.mark.parametrize("stage", LISTS)
