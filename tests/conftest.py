@@ -159,6 +159,14 @@ def save_backbone(path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the small ResNet-50."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_resnet50(patch)
+        return save_backbone(tmp_path_factory.mktemp("weights") / "small_resnet50.pth")
+
+
 @pytest.fixture(scope="module")
 def small_resnet50() -> Iterator[None]:
     """A small ResNet-50 for the rest of a module."""
@@ -178,14 +186,13 @@ def narrow_wideresnet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(
-    fixed_voc: Path, tmp_path_factory: pytest.TempPathFactory
+    fixed_voc: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FinishedRun]:
-    """A run of all stages with the small ResNet-50, in its initial weights, too."""
+    """A run of all stages with the small ResNet-50."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         shrink_resnet50(patch)
-        weights = save_backbone(folder / "small_resnet50.pth")
-        finished = finish_run(Run(fixed_voc, folder / "run", weights))
+        finished = finish_run(Run(fixed_voc, folder / "run", small_backbone))
     yield finished
     shutil.rmtree(folder)
 

@@ -29,6 +29,8 @@ from errors import InputError
 from tool import cam_file, crf, visualize
 from tool.outputs import read_json
 
+FIRST = f"{NAMES[0]}.jpg"
+TWIN = f"other/{FIRST}"  # another image of this name
 TWO_SCALES = ("--scales", 1.0, 0.5)
 
 
@@ -75,7 +77,7 @@ class TestInputs:
             (["*.jpg"], NAMES[:2]),
             (["2007_00000[12].jpg"], NAMES[1:2]),
             (["**/*.jpg"], NAMES[:3]),
-            ([f"{NAMES[0]}.jpg", f"./{NAMES[0]}.jpg"], NAMES[:1]),
+            ([FIRST, f"./{FIRST}"], NAMES[:1]),
             ([".", f"{NAMES[1]}.jpg", "below", "**"], NAMES[:3]),
         ],
         ids=str,
@@ -92,7 +94,7 @@ class TestInputs:
     def test_names_as_people_give_them_are_names_and_no_patterns(self, images, monkeypatch):
         odd = ["[x]*.jpg", "v1.5.JPG", "100%d.jpg", "a, b.jpg", "猫 と 犬.jpg"]
         for name in odd:
-            shutil.copy(images / f"{NAMES[0]}.jpg", images / name)
+            shutil.copy(images / FIRST, images / name)
         monkeypatch.chdir(images)
         samples = predict.find_images(odd, Path("out"))
         assert list(samples.names()) == [name[:-4] for name in odd]
@@ -108,16 +110,16 @@ class TestInputs:
         ("flags", "kind", "named"),
         [
             (["none.jpg"], "segmentation", "none.jpg"),
-            ([f"{NAMES[0]}.jpg", "none*.jpg"], "segmentation", "none*.jpg"),
+            ([FIRST, "none*.jpg"], "segmentation", "none*.jpg"),
             (["empty"], "segmentation", "empty"),
-            ([f"{NAMES[0]}.jpg", f"other/{NAMES[0]}.jpg"], "segmentation", f"other/{NAMES[0]}.jpg"),
+            ([FIRST, TWIN], "segmentation", TWIN),
             (["notes.txt"], "segmentation", "notes.txt"),
-            ([f"{NAMES[0]}.jpg"], "ours", "ours.pth"),
-            ([f"{NAMES[0]}.jpg", "--tags", "cat"], "segmentation", "segmentation.pth"),
-            ([f"{NAMES[0]}.jpg", "--tags", "cart"], "ours", "--tags"),
-            ([f"{NAMES[0]}.jpg", "--tags", "background"], "ours", "--tags"),
-            ([f"{NAMES[0]}.jpg", "--tag_table", "tags.csv"], "ours", "tags.csv"),
-            ([f"{NAMES[0]}.jpg", "--tag_table", "none.csv"], "ours", "none.csv"),
+            ([FIRST], "ours", "ours.pth"),
+            ([FIRST, "--tags", "cat"], "segmentation", "segmentation.pth"),
+            ([FIRST, "--tags", "cart"], "ours", "--tags"),
+            ([FIRST, "--tags", "background"], "ours", "--tags"),
+            ([FIRST, "--tag_table", "tags.csv"], "ours", "tags.csv"),
+            ([FIRST, "--tag_table", "none.csv"], "ours", "none.csv"),
         ],
         ids=str,
     )
@@ -126,7 +128,7 @@ class TestInputs:
     ):
         (images / "empty").mkdir()
         (images / "other").mkdir()
-        shutil.copy(images / f"{NAMES[1]}.jpg", images / f"other/{NAMES[0]}.jpg")
+        shutil.copy(images / f"{NAMES[1]}.jpg", images / TWIN)
         (images / "notes.txt").write_text("no image")
         write_lines(images / "tags.csv", f"{NAMES[1]},dog")
         monkeypatch.chdir(images)
@@ -150,7 +152,7 @@ class TestInputs:
 
 class TestSegmentationNetwork:
     def test_an_image_gets_a_mask_and_a_line(self, run, out, images):
-        printed = run(images / f"{NAMES[0]}.jpg")
+        printed = run(images / FIRST)
         assert files_below(out) == results_of(NAMES[0])
         mask = label_of(out, NAMES[0])
         assert mask.shape == SIZE
@@ -161,7 +163,7 @@ class TestSegmentationNetwork:
             assert f"{VOC_CLASSES[key]} {percent:.1f} %" in printed
 
     def test_an_overlay_shows_the_mask_over_the_image(self, run, out, images):
-        path = images / f"{NAMES[0]}.jpg"
+        path = images / FIRST
         run(path)
         with Image.open(out / f"{NAMES[0]}_overlay.jpg") as image:
             assert image.format == "JPEG"
