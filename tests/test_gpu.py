@@ -130,7 +130,7 @@ def test_a_killed_training_ends_like_a_whole_one(training, run_dir):
 def test_two_processes_of_torchrun_train_what_one_does(training, run_dir, device, flags):
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    if device.type == "cpu" and more:
+    if device.type == "cpu" and flags:
         pytest.skip("SyncBatchNorm is for GPUs")
     run_in_float32(TRAIN_SEG.__file__, *training("alone", *flags))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]

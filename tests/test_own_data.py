@@ -66,13 +66,6 @@ def objects_of(i: int) -> dict[int, slice]:
     return objects
 
 
-def class_ids_of(number: int) -> list[int]:
-    """The classes of an image by its number: one, or two in every second image."""
-    first = number % 3 + 1
-    second = (number + 1) % 3 + 1
-    return [first, second] if number % 2 else [first]
-
-
 def draw(root: Path) -> Path:
     """Write tiny images of one or two coloured boxes, their tags, and masks of all but one."""
     (root / "images").mkdir(parents=True)
