@@ -150,8 +150,10 @@ def start(tmp_path):
     (tmp_path / "copy").mkdir()
     for name in (*CHAINS, "run_demo.sh", "requirements.txt", "errors.py", "data", "tool"):
         (tmp_path / "copy" / name).symlink_to(ROOT / name)
+    # the caller's own choice of a Python is none of the tests'
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "VENV")}
     env = {
-        **os.environ,
+        **inherited,
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "CALLS": str(tmp_path / "calls.txt"),
     }
