@@ -310,7 +310,7 @@ class TestRecipes:
         path = run.folder / CHECKPOINT
         retrain = ["--no-resume", "--seed", 3, "--max_epochs", 1]
         run.stage("train_sipe", *retrain)
-        assert (run.folder / PROTOTYPES).is_file()
+        assert not (run.folder / PROTOTYPES).exists()
         assert load_network(path).network.recipe.name == "sipe"
         with pytest.raises(InputError, match=f"^{path}: .*prototypes"):
             load_network(path, recipe="plus")
