@@ -43,10 +43,16 @@ DOG = 12
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail the tests of -m gpu if there is no GPU: a skip would pass for a check."""
+    """Fail the tests of -m gpu if there is no GPU: a skip would pass for a check.
+
+    Other selections, such as -m slow, skip the tests that need a GPU.
+    """
     needs_gpu = item.get_closest_marker("gpu") and DEVICE_VARIABLE not in os.environ
-    if needs_gpu and not torch.cuda.is_available():
+    if not needs_gpu or torch.cuda.is_available():
+        return
+    if "gpu" in item.config.getoption("markexpr"):
         pytest.fail(NO_GPU, pytrace=False)
+    pytest.skip(NO_GPU)
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

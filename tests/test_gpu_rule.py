@@ -37,6 +37,10 @@ def test_without_a_gpu_its_tests_fail_and_say_what_to_do(run_tests):
     result.stdout.fnmatch_lines(["*there is no CUDA GPU*SIPE_TEST_DEVICE=cpu*"])
 
 
+def test_a_selection_by_other_marks_skips_them(run_tests):
+    run_tests().assert_outcomes(passed=1, skipped=3)
+
+
 def test_other_tests_need_no_gpu(run_tests):
     run_tests("-m", "not gpu").assert_outcomes(passed=1, deselected=3)
 
